@@ -1,0 +1,52 @@
+# Everything runs in .venv, which is built on first use and again whenever its recipe changes. `make help` lists the targets.
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-torch-$(TORCH)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench format clean
+
+help: ## this list
+	@echo "spacetime: make TARGET [PYTHON=$(PYTHON)] [TORCH=$(TORCH)]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## mixed traffic over 16 tenants under three policies, on whatever device there is
+	@$(BIN)/spacetime demo
+
+test: $(READY) ## the whole test suite
+	@$(BIN)/python -m pytest -q
+
+check: $(READY) ## lint, formatting, types, architecture
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: $(READY) ## measure, and append to bench/results/
+	@$(BIN)/python -m bench
+
+format: $(READY) ## rewrite the sources in the house format
+	@$(BIN)/ruff check --quiet --fix --exit-zero
+	@$(BIN)/ruff format
+
+clean: ## remove caches and build outputs; .venv stays
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# torch comes first and pinned, so that resolving the package's `torch>=...` never replaces it. The stamp carries the
+# version: another TORCH= builds again, and the stamp of the previous one goes.
+$(READY): pyproject.toml CMakeLists.txt spacetime/_version.py
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+		"spacetime needs Python 3.11 or newer\n  %s is %d.%d\n  make PYTHON=/path/to/python3.11" \
+		% ((sys.executable,) + sys.version_info[:2]))'
+	@echo "building $(VENV) with torch $(TORCH): a few minutes, once"
+	@rm -f $(VENV)/.ready-torch-*
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch==$(TORCH)
+	@$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,131 @@
+"""The CPU as a device: a unit is a core, a partition is a set of cores, a lane runs on threads pinned to them.
+
+The living definition of what a backend does. Every partition has its own worker threads, each with as many
+intra-op threads as the partition has cores, so two lanes on two partitions truly run side by side. A lane on the
+whole device may run on the thread that waits for it: no hand-off costs less than none.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from spacetime.backends.outcomes import outcomes_of
+from spacetime.backends.threads import available_cores, can_pin, confine, is_neutral, release_team
+from spacetime.device import Capabilities, Device
+from spacetime.errors import ClosedError, OptionError
+from spacetime.plan import Lane
+from spacetime.scheduler.protocols import Executable, LaneResult
+
+_TEAM_IDLE_S = 0.001  # how long a worker keeps its intra-op threads without work
+
+Done = Callable[[LaneResult], None]
+Job = tuple[Lane, Executable, Sequence[Any], Done]
+
+
+class CpuBackend:
+    def __init__(self, num_units: int | None = None) -> None:
+        cores = available_cores()
+        if num_units is not None and not 1 <= num_units <= len(cores):
+            raise OptionError(
+                f"a CPU device of {num_units} units was asked for",
+                f"this process may use {len(cores)} cores",
+                f"ask for 1..{len(cores)} units",
+            )
+        self._cores = cores[:num_units]
+        self.device = Device(name="cpu", kind="cpu", num_units=len(self._cores))
+        self.capabilities = Capabilities(partitions=can_pin(), segments=False, graphs=False)
+        self._idle: dict[int, deque[_Worker]] = {}
+        self._workers: list[_Worker] = []
+        self._closed = False
+        self._lent = _Lent()
+
+    def now_us(self) -> int:
+        return time.monotonic_ns() // 1000
+
+    def start(self, lane: Lane, executable: Executable, payloads: Sequence[Any], done: Done) -> None:
+        if self._closed:
+            raise ClosedError("a lane was started on a CPU backend", "it is closed", "make another backend")
+        job = (lane, executable, payloads, done)
+        if self._lent.takes_a_lane and lane.atoms == self.device.all_atoms:
+            self._lent.takes_a_lane, self._lent.job = False, job
+            return
+        idle = self._idle.setdefault(lane.atoms, deque())
+        worker = idle.pop() if idle else self._new_worker(lane.atoms, idle)
+        worker.jobs.put(job)
+
+    def assist(self, pump: Callable[[], None]) -> bool:
+        # The main thread only: every thread that computes keeps a team of its own, see `release_team`.
+        is_main = threading.current_thread() is threading.main_thread()
+        self._lent.takes_a_lane = is_main and is_neutral(self.device.num_units)
+        try:
+            pump()
+        finally:
+            self._lent.takes_a_lane = False
+            job, self._lent.job = self._lent.job, None
+            if job is not None:
+                self._perform(job)
+        return job is not None
+
+    def _perform(self, job: Job) -> None:
+        lane, executable, payloads, done = job
+        start_us = self.now_us()
+        outcomes = outcomes_of(executable, lane, payloads)
+        done(LaneResult(outcomes, start_us, self.now_us()))
+
+    def close(self) -> None:
+        self._closed = True
+        for worker in self._workers:
+            worker.jobs.put(None)
+        for worker in self._workers:
+            worker.thread.join()
+        self._workers.clear()
+        self._idle.clear()
+
+    def _new_worker(self, atoms: int, idle: deque[_Worker]) -> _Worker:
+        cores = [core for index, core in enumerate(self._cores) if atoms >> index & 1]
+        worker = _Worker(cores, idle, self.now_us)
+        self._workers.append(worker)
+        return worker
+
+
+class _Lent(threading.local):
+    """Of a thread that waits for a result: does it take a lane, and which has it been given?"""
+
+    takes_a_lane = False
+    job: Job | None = None
+
+
+class _Worker:
+    """A thread on a partition. It rejoins the idle ones before it reports, so the next lane can reuse it."""
+
+    def __init__(self, cores: list[int], idle: deque[_Worker], now_us: Callable[[], int]) -> None:
+        self.jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._cores, self._idle, self._now_us = cores, idle, now_us
+        name = f"spacetime-cores-{'-'.join(map(str, cores))}"
+        self.thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        confine(self._cores)
+        while (job := self._next_job()) is not None:
+            lane, executable, payloads, done = job
+            start_us = self._now_us()
+            outcomes = outcomes_of(executable, lane, payloads)
+            result = LaneResult(outcomes, start_us, self._now_us())
+            del job, lane, executable, payloads, outcomes  # tenants' tensors must not live until the next lane
+            self._idle.append(self)
+            done(result)
+            del result, done
+
+    def _next_job(self) -> Job | None:
+        if len(self._cores) > 1:
+            try:
+                return self.jobs.get(timeout=_TEAM_IDLE_S)
+            except Empty:
+                release_team()
+        return self.jobs.get()

@@ -1,0 +1,156 @@
+"""What lanes run: a cohort's fused program, or plain modules. Eager torch calls, on whichever thread calls.
+
+Used by the runtime, which hands them to a backend lane by lane. A failure inside a fused batch is pinned on
+its request by running the others again without it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from spacetime.backends.compiler import compile_program
+from spacetime.capture.cohort import Cohort
+from spacetime.kernels import RowMap
+from spacetime.plan import Lane
+from spacetime.scheduler.protocols import Outcome
+
+_ROW_MAPS = 512  # mixes of tenants and rows that are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The payload of a request: the arguments as given, and the tensors in them."""
+
+    args: tuple[Any, ...]
+    tensors: tuple[Tensor, ...]
+
+
+class PlainExecutable:
+    """Unmodified modules, one request after another. Serves opaque tenants and policies that do not fuse."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
+
+    def run(self, lane: Lane, payloads: Sequence[Call]) -> list[Outcome]:
+        with torch.no_grad():
+            return [
+                _attempt(lambda call=call, name=request.tenant: self._modules[name](*call.args))  # type: ignore[misc]
+                for request, call in zip(lane.requests, payloads, strict=True)
+            ]
+
+
+class CohortExecutable:
+    """The fused program of a cohort: rows of all requests of a lane go through it together."""
+
+    def __init__(self, cohort: Cohort, modules: Mapping[str, nn.Module], *, prepack: bool = False) -> None:
+        self.cohort = cohort
+        self._plain = PlainExecutable(modules)
+        self._outgrown: dict[int, list[Tensor]] = {}  # by thread that runs plain modules: see join()
+        self._program = compile_program(cohort.fused, cohort.layers, prepack=prepack)
+        self._row_maps: OrderedDict[tuple[Any, ...], RowMap] = OrderedDict()
+
+    def join(self, name: str, weights: Sequence[Sequence[Tensor]]) -> None:
+        """Take a tenant into the cohort while others run.
+
+        A slab that grows moves everybody's parameters. A module that is running would read memory that nobody
+        holds any more, so the lanes that run now hold it until they end.
+        """
+        before = [layer.stack for layer in self.cohort.layers] if self.cohort.members else []
+        self.cohort.join(name, weights)
+        for outgrown in list(self._outgrown.values()):
+            outgrown.extend(before)
+
+    def run(self, lane: Lane, payloads: Sequence[Call]) -> list[Outcome]:
+        if not lane.fused:
+            return self._run_plain(lane, payloads)
+        slots = [self.cohort.members[request.tenant].slot for request in lane.requests]
+        with torch.no_grad():
+            try:
+                return [Outcome(value) for value in self._batch(slots, payloads)]
+            except Exception as error:
+                if len(payloads) == 1:
+                    return [Outcome(error=error)]
+                return [
+                    _attempt(lambda slot=slot, call=call: self._batch([slot], [call])[0])  # type: ignore[misc]
+                    for slot, call in zip(slots, payloads, strict=True)
+                ]
+
+    def _run_plain(self, lane: Lane, payloads: Sequence[Call]) -> list[Outcome]:
+        thread = threading.get_ident()
+        self._outgrown[thread] = []
+        try:
+            return self._plain.run(lane, payloads)
+        finally:
+            del self._outgrown[thread]
+
+    @property
+    def resident_bytes(self) -> int:
+        """Weights of all members, shared content once, and the copies that kernels keep of them."""
+        return self.cohort.resident_bytes() + self._program.prepacked_bytes
+
+    def flat_outputs(self, name: str, tensors: Sequence[Tensor]) -> list[Any]:
+        """One tenant's results as a flat list, for the self-check."""
+        with torch.no_grad():
+            rows = self._row_map((self.cohort.members[name].slot,), (tensors[0].shape[0],))
+            return list(self._program.run(rows, *tensors))
+
+    def _batch(self, slots: Sequence[int], calls: Sequence[Call]) -> list[Any]:
+        if len(calls) == 1:
+            tensors = calls[0].tensors
+            outputs = self._program.run(self._row_map((slots[0],), (tensors[0].shape[0],)), *tensors)
+            return [self._rebuild(list(outputs))]
+        order = sorted(range(len(calls)), key=slots.__getitem__)
+        counts = [calls[index].tensors[0].shape[0] for index in order]
+        inputs = [torch.cat(column) for column in zip(*(calls[index].tensors for index in order), strict=True)]
+        outputs = self._program.run(self._merged_row_map([slots[index] for index in order], counts), *inputs)
+        results: list[Any] = [None] * len(calls)
+        for index, leaves in zip(order, self._split(outputs, counts), strict=True):
+            results[index] = self._rebuild(leaves)
+        return results
+
+    def _rebuild(self, leaves: list[Any]) -> Any:
+        """The module's output structure."""
+        out_spec = self.cohort.captured.exported.out_spec
+        return leaves[0] if out_spec.is_leaf() else pytree.tree_unflatten(leaves, out_spec)
+
+    def _merged_row_map(self, slots: Sequence[int], counts: Sequence[int]) -> RowMap:
+        """Several requests of one tenant are one run of rows."""
+        merged: dict[int, int] = {}
+        for slot, count in zip(slots, counts, strict=True):
+            merged[slot] = merged.get(slot, 0) + count
+        return self._row_map(tuple(merged), tuple(merged.values()))
+
+    def _row_map(self, slots: tuple[int, ...], rows: tuple[int, ...]) -> RowMap:
+        key = (slots, rows)
+        row_map = self._row_maps.get(key)
+        if row_map is None:
+            row_map = self._row_maps[key] = RowMap(slots, rows)
+            while len(self._row_maps) > _ROW_MAPS:
+                self._row_maps.popitem(last=False)
+        return row_map
+
+    def _split(self, outputs: Sequence[Any], counts: list[int]) -> list[list[Any]]:
+        """Every request gets memory of its own: a slice would show its neighbours' rows to whoever asks its storage."""
+        columns: list[Sequence[Any]] = []
+        for output, row_dim in zip(outputs, self.cohort.fused.output_row_dims, strict=True):
+            if row_dim is None:
+                columns.append([output] * len(counts))
+            else:
+                parts: Any = torch.ops.aten.split_with_sizes_copy.default(output, counts, row_dim)
+                columns.append(parts)
+        return [list(leaves) for leaves in zip(*columns, strict=True)]
+
+
+def _attempt(call: Callable[[], Any]) -> Outcome:
+    try:
+        return Outcome(call())
+    except Exception as error:
+        return Outcome(error=error)

@@ -1,0 +1,109 @@
+"""A cohort: tenants with equal signatures, their slots, the layers with their weights. Used by backends/ and above.
+
+Joining is a copy of weights, not a compilation. The tenant's own parameters become views of the slabs, so
+nothing is stored twice; leaving gives them memory of their own again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spacetime.capture.fuse import FusedProgram, TenantValues
+from spacetime.capture.layer import Layer
+from spacetime.capture.lowerings import fuse
+from spacetime.capture.program import Captured
+from spacetime.ir import Program
+
+
+@dataclass(frozen=True)
+class Member:
+    """A tenant of a cohort. `weights[i]` are the module's tensors that are weight i (several when tied by storage)."""
+
+    name: str
+    slot: int
+    weights: tuple[tuple[Tensor, ...], ...]
+
+
+class Cohort:
+    def __init__(self, captured: Captured) -> None:
+        self.captured = captured
+        self.fused: FusedProgram = fuse(captured)
+        self.layers = [Layer(operand.name, channels_last=operand.channels_last) for operand in self.fused.operands]
+        self.members: dict[str, Member] = {}
+        self._sharing: dict[tuple[int, ...], int] = {}
+
+    @property
+    def program(self) -> Program:
+        return self.captured.program
+
+    def join(self, name: str, weights: Sequence[Sequence[Tensor]]) -> Member:
+        """Give a tenant a slot and store its weights; `weights` in the order of Program.weights."""
+        member = Member(name, self._free_slot(), tuple(tuple(tensors) for tensors in weights))
+        values = TenantValues(self.captured, [self._source(index, member) for index in range(len(member.weights))])
+        with torch.no_grad():
+            contents = [operand.compute(values) for operand in self.fused.operands]
+            for layer, operand, content in zip(self.layers, self.fused.operands, contents, strict=True):
+                self._store(layer, operand.weight, member, content)
+        self.members[name] = member
+        self._number_sharing()
+        return member
+
+    def leave(self, name: str) -> None:
+        """Hand the tenant's weights back to its module. No lane of the tenant may be running."""
+        member = self.members.pop(name)
+        for layer, operand in zip(self.layers, self.fused.operands, strict=True):
+            if operand.weight is not None:
+                _point(member.weights[operand.weight], layer.copy_out(member.slot))
+            layer.drop(member.slot)
+        self._number_sharing()
+
+    # -- accounts -------------------------------------------------------------------------------------
+
+    def resident_bytes(self) -> int:
+        """Bytes that the slabs hold for all members, shared entries counted once."""
+        return sum(layer.slab.num_entries * layer.slab.entry_bytes for layer in self.layers)
+
+    def shared_layers(self, name: str) -> int:
+        """Layers of a tenant whose content some other tenant has as well."""
+        slot = self.members[name].slot
+        return sum(
+            layer.is_shared(slot)
+            for layer, operand in zip(self.layers, self.fused.operands, strict=True)
+            if operand.weight is not None
+        )
+
+    # -- storage --------------------------------------------------------------------------------------
+
+    def _source(self, index: int, member: Member) -> Tensor:
+        own = member.weights[index]
+        return own[0].detach() if own else self.captured.weights[index].tensor
+
+    def _free_slot(self) -> int:
+        used = {member.slot for member in self.members.values()}
+        return next(slot for slot in range(len(used) + 1) if slot not in used)
+
+    def _store(self, layer: Layer, weight: int | None, member: Member, value: Tensor) -> None:
+        view = layer.put(member.slot, value)
+        if weight is None:
+            return
+        _point(member.weights[weight], view)
+        for other in self.members.values():  # the slab may have grown: then everybody's views have moved
+            held = layer.of_slot(other.slot)
+            if any(tensor.data_ptr() != held.data_ptr() for tensor in other.weights[weight]):
+                _point(other.weights[weight], held)
+
+    def _number_sharing(self) -> None:
+        """Layers shared by the same slots get the same number, so that their row layouts are computed once."""
+        for layer in self.layers:
+            layer.sharing = self._sharing.setdefault(tuple(layer.entries), len(self._sharing))
+
+
+def _point(tensors: Iterable[Tensor], view: Tensor) -> None:
+    """Let parameters look at other memory with the same content. Inference tensors cannot; they keep theirs."""
+    for tensor in tensors:
+        if not tensor.is_inference():
+            tensor.data = view

@@ -1,0 +1,88 @@
+"""Devices and partitions as values. Bottom layer, no torch.
+
+A *unit* is an SM, a CU or a core; an *atom* is the smallest group of units that can be allocated. A
+partition is a set of atoms (a bit mask) that remembers how many units were asked for and granted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spacetime.errors import PartitionError
+from spacetime.values import Value
+
+
+@dataclass(frozen=True, slots=True)
+class Partition(Value):
+    """A set of atoms of one device: bit i of `atoms` is atom i."""
+
+    atoms: int
+    asked_units: int
+    granted_units: int
+
+    def overlaps(self, other: Partition) -> bool:
+        return bool(self.atoms & other.atoms)
+
+    def __str__(self) -> str:
+        asked = "" if self.asked_units == self.granted_units else f", asked {self.asked_units}"
+        return f"{self.granted_units} units (atoms {self.atoms:#x}{asked})"
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities(Value):
+    """What a backend can do; policies and docs query it instead of testing for a vendor."""
+
+    partitions: bool  # lanes can be confined to a partition
+    segments: bool  # one lane may change its partition between two kernels
+    graphs: bool  # a lane can be captured once and replayed
+
+
+@dataclass(frozen=True, slots=True)
+class Device(Value):
+    """One device, as far as scheduling needs to know it. Peaks are estimates for the analytic cost model."""
+
+    name: str
+    kind: str  # "cpu" | "cuda" | "hip" | "null" | "model"
+    num_units: int
+    units_per_atom: int = 1
+    flops_per_unit_us: float = 1e5  # fp32
+    bytes_per_us: float = 2e4
+    launch_us: float = 5.0
+
+    @property
+    def num_atoms(self) -> int:
+        """Whole atoms; units of a remainder belong to the whole device only."""
+        return self.num_units // self.units_per_atom
+
+    @property
+    def all_atoms(self) -> int:
+        return (1 << self.num_atoms) - 1
+
+    @property
+    def whole(self) -> Partition:
+        return Partition(self.all_atoms, self.num_units, self.num_units)
+
+    def partition(self, asked_units: int, free_atoms: int | None = None) -> Partition:
+        """The lowest free atoms that hold `asked_units`; what was asked is kept beside what was granted."""
+        free = self.all_atoms if free_atoms is None else free_atoms & self.all_atoms
+        if not 1 <= asked_units <= self.num_units:
+            raise PartitionError(
+                f"{self.name}: a partition of {asked_units} units was asked for",
+                f"device has {self.num_units}; partitions come in multiples of {self.units_per_atom}",
+                f"ask for 1..{self.num_units} units",
+            )
+        if asked_units == self.num_units and free == self.all_atoms:
+            return self.whole
+        needed = -(-asked_units // self.units_per_atom)
+        if free.bit_count() < needed:
+            raise PartitionError(
+                f"{self.name}: a partition of {asked_units} units was asked for",
+                f"{free.bit_count() * self.units_per_atom} of {self.num_units} units are free",
+                "wait until a lane completes, or ask for fewer units",
+            )
+        atoms = 0
+        for _ in range(needed):
+            lowest = free & -free
+            atoms |= lowest
+            free ^= lowest
+        return Partition(atoms, asked_units, needed * self.units_per_atom)

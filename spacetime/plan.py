@@ -1,0 +1,99 @@
+"""What policies see and what they answer: frozen values that are executed, simulated, verified and drawn.
+
+Bottom layer, no torch. Times are integer microseconds of the backend's clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spacetime.device import Device, Partition
+from spacetime.values import Value
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView(Value):
+    """A waiting request, as a policy sees it."""
+
+    id: int
+    tenant: str
+    rows: int
+    arrival_us: int
+    deadline_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantView(Value):
+    """A tenant, as a policy sees it: who it can share a launch with, and what it waits for."""
+
+    name: str
+    cohort: str  # tenants of one cohort may share a lane; an opaque tenant is a cohort of its own
+    fusible: bool  # False: its lanes run the plain module and hold one tenant only
+    weight: float
+    priority: int
+    slo_us: int | None
+    served_us: int  # device time it has used, idle time made up for; the measure of fairness
+    max_concurrency: int  # lanes of it that may run at once; 1 for modules that may hold state
+    running: int  # its lanes that are running now
+    waiting: tuple[RequestView, ...]  # oldest first; of a long queue only the head is shown
+    active_peers: int = 0  # other tenants of its cohort that submitted recently, and may join a lane soon
+    min_units: int = 1  # a lane of it is no smaller
+
+
+@dataclass(frozen=True, slots=True)
+class Segment(Value):
+    """A run of consecutive kernels on one partition; `last_kernel` is exclusive, -1 means to the end."""
+
+    partition: Partition
+    first_kernel: int = 0
+    last_kernel: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Lane(Value):
+    """One batch on its way through the device. `fused` False: the plain modules, one request after another."""
+
+    cohort: str
+    requests: tuple[RequestView, ...]
+    segments: tuple[Segment, ...]
+    fused: bool = True
+
+    @property
+    def num_rows(self) -> int:
+        return sum(request.rows for request in self.requests)
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """Distinct tenants, in order of first appearance."""
+        return tuple(dict.fromkeys(request.tenant for request in self.requests))
+
+    @property
+    def atoms(self) -> int:
+        mask = 0
+        for segment in self.segments:
+            mask |= segment.partition.atoms
+        return mask
+
+    @property
+    def units(self) -> int:
+        return max(segment.partition.granted_units for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Value):
+    """The lanes to start now. `wake_at_us`: ask again then, even if nothing happens before."""
+
+    lanes: tuple[Lane, ...] = ()
+    wake_at_us: int | None = None
+    isolated: bool = True  # False: lanes may overlap with each other and with running ones (uncontrolled sharing)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot(Value):
+    """Everything a policy may base a decision on. Tenants without waiting requests are left out."""
+
+    now_us: int
+    device: Device
+    free_atoms: int
+    tenants: tuple[TenantView, ...]
+    running: tuple[Lane, ...] = ()

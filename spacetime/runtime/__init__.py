@@ -1,0 +1,1 @@
+"""The runtime: tenants in, results out. Puts capture, scheduler and backend together."""

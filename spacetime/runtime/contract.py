@@ -1,0 +1,99 @@
+"""What a tenant accepts: arity, shapes, dtypes, device, rows. Checked at submit: a bad input hurts nobody else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from spacetime.backends.executables import Call
+from spacetime.capture.export import MAX_ROWS
+from spacetime.errors import InputError
+
+
+@dataclass(frozen=True)
+class InputContract:
+    """The example's structure. `strict` False (opaque tenants): the module itself judges shapes and dtypes."""
+
+    tenant: str
+    in_spec: pytree.TreeSpec
+    like: tuple[Any, ...]  # the example's leaves, as meta tensors where they are tensors
+    strict: bool
+    device: str
+    is_flat: bool  # the example is a plain tuple of tensors
+
+    @staticmethod
+    def of(tenant: str, example: tuple[Any, ...], *, strict: bool, device: str) -> InputContract:
+        leaves, in_spec = pytree.tree_flatten(example)
+        like = tuple(leaf.detach().to("meta") if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        is_flat = all(isinstance(arg, Tensor) for arg in example)
+        return InputContract(tenant, in_spec, like, strict, device, is_flat)
+
+    def accept(self, args: tuple[Any, ...]) -> tuple[Call, int]:
+        """The call and its number of rows; `InputError` names what does not fit."""
+        leaves = self._leaves(args)
+        rows = self._rows(leaves)
+        for index, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                self._check(index, leaf, rows)
+            elif self.strict:
+                what = f"input {index} is a {type(leaf).__name__}"
+                raise self._error(what, "the example has a tensor there", "pass a tensor")
+        return Call(args, tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))), rows
+
+    def _leaves(self, args: tuple[Any, ...]) -> list[Any]:
+        if self.is_flat and len(args) == len(self.like) and all(isinstance(arg, Tensor) for arg in args):
+            return list(args)  # the common case, without walking a tree
+        leaves, spec = pytree.tree_flatten(args)
+        if self.strict and spec != self.in_spec:
+            raise self._error(
+                f"takes {self.in_spec.num_leaves} inputs of the example's structure, got {len(leaves)}",
+                f"example: {_structure(self.like)}; got: {_structure(leaves)}",
+                "call it like module(*example)",
+            )
+        return leaves
+
+    def _rows(self, leaves: list[Any]) -> int:
+        for leaf in leaves:
+            if isinstance(leaf, Tensor) and leaf.ndim:
+                if not 1 <= leaf.shape[0] <= MAX_ROWS:
+                    raise self._error(
+                        f"got {leaf.shape[0]} rows", f"a request has 1..{MAX_ROWS}", "split it, or leave it out"
+                    )
+                return int(leaf.shape[0])
+        return 1
+
+    def _check(self, index: int, tensor: Tensor, rows: int) -> None:
+        if tensor.device.type != self.device:
+            raise self._error(
+                f"input {index} is on {tensor.device}", f"the runtime is on {self.device}", "move it there"
+            )
+        if not self.strict:
+            return
+        like = self.like[index]
+        if tensor.dtype != like.dtype:
+            raise self._error(f"input {index} is {tensor.dtype}", f"the example is {like.dtype}", "convert it")
+        if tensor.ndim != like.ndim or tensor.shape[1:] != like.shape[1:]:
+            expected = ", ".join(["rows", *map(str, like.shape[1:])])
+            raise self._error(
+                f"input {index} has shape {tuple(tensor.shape)}",
+                f"expected ({expected})",
+                "add another tenant with an example of this shape",
+            )
+        if tensor.shape[0] != rows:
+            raise self._error(
+                f"input {index} has {tensor.shape[0]} rows, input 0 has {rows}",
+                "rows must agree",
+                "pass one row per sample in every input",
+            )
+
+    def _error(self, what: str, facts: str = "", next_step: str = "") -> InputError:
+        return InputError(f"tenant {self.tenant!r}: {what}", facts, next_step)
+
+
+def _structure(leaves: Any) -> str:
+    return ", ".join(
+        f"{leaf.dtype}{list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves
+    )

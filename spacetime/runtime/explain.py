@@ -1,0 +1,164 @@
+"""Who shares what with whom, and why not: values that print as a table. Made by Runtime.explain()."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spacetime.backends.executables import CohortExecutable
+from spacetime.capture.cohort import Cohort
+from spacetime.trace import LaneEvent, Trace
+from spacetime.values import Value
+
+WHY = {
+    "all rows": "no weights: one launch for the rows of all tenants",
+    "slot": "one launch for all; every row uses the weights of its tenant",
+    "per tenant": "the operation has no slot form: one launch per tenant, inside the lane",
+    "folded": "computed by the kernel before it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport(Value):
+    """How one kernel of a cohort runs when several tenants are active."""
+
+    index: int
+    name: str
+    op: str
+    form: str  # a key of WHY
+    weight_bytes: int  # of all tenants together, shared content once
+    sharing_tenants: int  # tenants whose weights for it are somebody else's as well
+
+    @property
+    def why(self) -> str:
+        return WHY[self.form]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneReport(Value):
+    """The last lane of a cohort."""
+
+    tenants: int
+    rows: int
+    asked_units: int
+    granted_units: int
+    fused: bool
+    duration_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class CohortReport(Value):
+    signature: str
+    tenants: tuple[str, ...]
+    kernels: tuple[KernelReport, ...]
+    resident_bytes: int  # slabs, shared content once, and prepacked copies
+    last_lane: LaneReport | None
+
+    @property
+    def fused_kernels(self) -> int:
+        return sum(kernel.form != "per tenant" for kernel in self.kernels)
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueReport(Value):
+    """A tenant that runs alone, and why."""
+
+    tenant: str
+    reason: str
+    last_lane: LaneReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation(Value):
+    device: str
+    num_units: int
+    policy: str
+    cohorts: tuple[CohortReport, ...]
+    opaque: tuple[OpaqueReport, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.device}: {self.num_units} units, policy {self.policy}"]
+        for cohort in self.cohorts:
+            lines += _cohort_lines(cohort)
+        forms = {kernel.form for cohort in self.cohorts for kernel in cohort.kernels}
+        lines += ["", *(f"{form}: {why}" for form, why in WHY.items() if form in forms)] if forms else []
+        for report in self.opaque:
+            lines.append(f"\nopaque {report.tenant}: runs alone, unmodified: {report.reason}{_lane(report.last_lane)}")
+        return "\n".join(lines)
+
+
+def cohort_report(executable: CohortExecutable, trace: Trace) -> CohortReport:
+    cohort = executable.cohort
+    forms = _forms(cohort)
+    return CohortReport(
+        signature=cohort.program.signature,
+        tenants=tuple(cohort.members),
+        kernels=tuple(
+            KernelReport(
+                kernel.index,
+                kernel.name,
+                kernel.op,
+                forms.get(cohort.captured.kernel_nodes[kernel.index], "folded"),
+                *_weights(cohort, kernel.weights),
+            )
+            for kernel in cohort.program.kernels
+        ),
+        resident_bytes=executable.resident_bytes,
+        last_lane=last_lane(cohort.program.signature, trace),
+    )
+
+
+def last_lane(cohort: str, trace: Trace) -> LaneReport | None:
+    event: LaneEvent | None = next((e for e in reversed(trace.events) if e.lane.cohort == cohort), None)
+    if event is None:
+        return None
+    lane = event.lane
+    asked = max(segment.partition.asked_units for segment in lane.segments)
+    duration_us = event.end_us - event.start_us
+    return LaneReport(len(lane.tenants), lane.num_rows, asked, lane.units, lane.fused, duration_us)
+
+
+def _forms(cohort: Cohort) -> dict[str, str]:
+    """How the steps of each node run; a node without a step is folded into its neighbour."""
+    forms: dict[str, str] = {}
+    for step in cohort.fused.steps:
+        form = "per tenant" if step.target == "per_tenant" else "slot" if step.is_slot else "all rows"
+        if forms.get(step.node) != "slot":
+            forms[step.node] = form
+    return forms
+
+
+def _weights(cohort: Cohort, weights: tuple[int, ...]) -> tuple[int, int]:
+    layers = [
+        layer
+        for layer, operand in zip(cohort.layers, cohort.fused.operands, strict=True)
+        if operand.weight in weights and operand.weight is not None
+    ]
+    total = sum(layer.slab.num_entries * layer.slab.entry_bytes for layer in layers)
+    sharing = sum(any(layer.is_shared(member.slot) for layer in layers) for member in cohort.members.values())
+    return total, sharing
+
+
+def _cohort_lines(cohort: CohortReport) -> list[str]:
+    megabytes = cohort.resident_bytes / 1e6
+    lines = [
+        f"\ncohort {cohort.signature}: {len(cohort.tenants)} tenants, {megabytes:.1f} MB of weights, "
+        f"{cohort.fused_kernels}/{len(cohort.kernels)} kernels shared{_lane(cohort.last_lane)}",
+        f"  tenants: {', '.join(cohort.tenants)}",
+        f"  {'kernel':<6} {'op':<30} {'form':<10} {'weights':>12} {'shared by':>9}  name",
+    ]
+    for kernel in cohort.kernels:
+        lines.append(
+            f"  {kernel.index:<6} {kernel.op:<30} {kernel.form:<10} {kernel.weight_bytes:>12} "
+            f"{kernel.sharing_tenants:>9}  {kernel.name}"
+        )
+    return lines
+
+
+def _lane(lane: LaneReport | None) -> str:
+    if lane is None:
+        return ""
+    how = "fused" if lane.fused else "plain"
+    return (
+        f"; last lane {how}: {lane.tenants} tenants, {lane.rows} rows, {lane.granted_units} units "
+        f"(asked {lane.asked_units}), {lane.duration_us} us"
+    )

@@ -1,0 +1,164 @@
+"""From a module to something a lane can run: join a cohort, found one, or stay opaque with a reason.
+
+Runs at add() time on the caller's thread, never on the hot path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from spacetime.backends.executables import CohortExecutable, PlainExecutable
+from spacetime.capture.cohort import Cohort
+from spacetime.capture.export import Unfusible, at_least_two_rows, export
+from spacetime.capture.program import Captured, build_program, storage_key
+from spacetime.capture.recorder import Recording, StorageKey, owned_tensors, record
+from spacetime.capture.rows import prove
+from spacetime.capture.selfcheck import magnitude, problem
+from spacetime.errors import CaptureError
+
+Modules = dict[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """How a tenant will run. `cohort` None: opaque, for this reason."""
+
+    executable: CohortExecutable | PlainExecutable
+    cohort: str | None
+    reason: str
+
+
+@dataclass
+class _Known:
+    """A fingerprint seen before: its cohort, and which of the recorded weights is which weight of the program."""
+
+    cohort: str
+    order: tuple[int | None, ...]
+
+
+@dataclass
+class Preparer:
+    """All cohorts of a runtime. Its owner serialises the calls."""
+
+    prepack: bool = False
+    modules: Modules = field(default_factory=dict)  # by tenant; shared with the executables
+    cohorts: dict[str, CohortExecutable] = field(default_factory=dict)
+    _known: dict[str, _Known] = field(default_factory=dict)
+
+    def prepare(self, name: str, module: nn.Module, example: tuple[Any, ...], *, exact: bool) -> Prepared:
+        """Never refuses a module that runs: what cannot share launches is opaque."""
+        self.modules[name] = module
+        try:
+            if exact:
+                self._try_example(name, module, example)
+                raise Unfusible("exact=True forbids any change of kernel")
+            return self._join(name, module, example)
+        except Unfusible as why:
+            return Prepared(PlainExecutable(self.modules), None, str(why))
+        except BaseException:
+            del self.modules[name]
+            raise
+
+    def forget(self, name: str) -> None:
+        """The tenant's lanes have ended: give its module memory of its own again."""
+        del self.modules[name]
+        for signature, executable in list(self.cohorts.items()):
+            if name in executable.cohort.members:
+                executable.cohort.leave(name)
+                if not executable.cohort.members:
+                    self._disband(signature)
+
+    # -- joining --------------------------------------------------------------------------------------
+
+    def _join(self, name: str, module: nn.Module, example: tuple[Any, ...]) -> Prepared:
+        leaves, in_spec = pytree.tree_flatten(example)
+        if not all(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves):
+            self._try_example(name, module, example)
+            raise Unfusible("an input is not a tensor with rows")
+        args = pytree.tree_unflatten([at_least_two_rows(leaf) for leaf in leaves], in_spec)
+        recording = self._record(name, module, args)
+        owned = owned_tensors(module)
+        known = self._known.get(recording.fingerprint)
+        if known is None:
+            known = self._learn(module, args, recording)
+        executable = self.cohorts[known.cohort]
+        executable.join(name, _weights_in_order(known, recording, owned))
+        trouble = _self_check(executable, name, pytree.tree_leaves(args), recording)
+        if trouble is not None:
+            executable.cohort.leave(name)
+            if not executable.cohort.members:
+                self._disband(known.cohort)
+            raise Unfusible(f"self-check failed: {trouble}")
+        return Prepared(executable, known.cohort, "")
+
+    def _record(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> Recording:
+        try:
+            recording = record(module, args)
+        except Exception as error:
+            # It may be the second row that it does not like: then it is opaque, not broken.
+            raise _example_error(name, error) from error
+        if recording.wrote_state is not None:
+            raise Unfusible(f"the module writes its own state: {recording.wrote_state}")
+        return recording
+
+    def _try_example(self, name: str, module: nn.Module, example: tuple[Any, ...]) -> None:
+        try:
+            with torch.no_grad():
+                module(*example)
+        except Exception as error:
+            raise _example_error(name, error) from error
+
+    def _learn(self, module: nn.Module, args: tuple[Any, ...], recording: Recording) -> _Known:
+        """The slow path: export, prove that rows are independent, fuse. Once per architecture."""
+        exported = export(module, args)
+        captured = build_program(exported, prove(exported))
+        signature = captured.program.signature
+        if signature not in self.cohorts:
+            self.cohorts[signature] = CohortExecutable(Cohort(captured), self.modules, prepack=self.prepack)
+        known = _Known(signature, _weight_order(captured, recording))
+        self._known[recording.fingerprint] = known
+        return known
+
+    def _disband(self, signature: str) -> None:
+        """The last member has left: nothing of the architecture is kept."""
+        del self.cohorts[signature]
+        self._known = {key: known for key, known in self._known.items() if known.cohort != signature}
+
+
+def _example_error(name: str, error: Exception) -> CaptureError:
+    return CaptureError(
+        f"tenant {name!r}: the module fails on its own example",
+        f"{type(error).__name__}: {error}",
+        "pass an example that module(*example) accepts",
+    )
+
+
+def _weight_order(captured: Captured, recording: Recording) -> tuple[int | None, ...]:
+    """For every weight of the program its position in the recording; None for constants of the code."""
+    position = {key: index for index, key in enumerate(recording.weights)}
+    return tuple(position.get(storage_key(weight.tensor)) for weight in captured.weights)
+
+
+def _weights_in_order(
+    known: _Known, recording: Recording, owned: dict[StorageKey, tuple[Tensor, ...]]
+) -> list[tuple[Tensor, ...]]:
+    return [() if index is None else owned[recording.weights[index]] for index in known.order]
+
+
+def _self_check(executable: CohortExecutable, name: str, tensors: list[Tensor], recording: Recording) -> str | None:
+    """The fused results beside the plain module's: the whole example, then its first row alone."""
+    if recording.first_row is None:
+        return "the module refuses a single row"
+    try:
+        one_row = [tensor[:1] for tensor in tensors]
+        scales = [magnitude(output) for output in recording.outputs]
+        return problem(executable.flat_outputs(name, tensors), recording.outputs) or problem(
+            executable.flat_outputs(name, one_row), recording.first_row, scales
+        )
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"

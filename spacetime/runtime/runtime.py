@@ -1,0 +1,260 @@
+"""Runtime: the public entrance. Tenants are added and removed while others run; nothing ever restarts."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from spacetime.backends import make_backend
+from spacetime.backends.threads import on_passing_thread, release_team
+from spacetime.errors import CaptureError, ClosedError, OptionError, RejectedError
+from spacetime.kernels import prepacked_conv
+from spacetime.runtime.contract import InputContract
+from spacetime.runtime.explain import Explanation, OpaqueReport, cohort_report, last_lane
+from spacetime.runtime.prepare import Prepared, Preparer
+from spacetime.runtime.tenant import Tenant, Wrapped
+from spacetime.scheduler.costs import OnlineCosts
+from spacetime.scheduler.driver import Driver, Result
+from spacetime.scheduler.loop import Post, Scheduler
+from spacetime.scheduler.protocols import Backend, Policy
+from spacetime.scheduler.registry import get_policy
+from spacetime.scheduler.request import TenantSpec, make_request
+from spacetime.trace import Trace
+
+
+@dataclass(frozen=True)
+class _Resident:
+    spec: TenantSpec
+    contract: InputContract
+    prepared: Prepared
+
+
+class Runtime:
+    """Many models, one device. A context manager; `close()` serves what waits and ends.
+
+    >>> with Runtime(device="cpu") as rt:
+    ...     double = rt.add(nn.Linear(4, 2).eval(), example=(torch.ones(2, 4),), name="double")
+    ...     tuple(double(torch.ones(3, 4)).shape)
+    (3, 2)
+    """
+
+    def __init__(
+        self, device: str | Backend = "auto", policy: str | Policy = "space_time", *, prepack: bool = False
+    ) -> None:
+        """`prepack=True` keeps a second copy of large convolution weights in the form the CPU is fastest with."""
+        if prepack and not prepacked_conv.available():
+            raise OptionError(
+                "prepack=True needs oneDNN", "this build of torch has none of its packed convolutions", "leave it out"
+            )
+        self._policy = get_policy(policy)
+        self._backend = make_backend(device)
+        self._torch_device = "cuda" if self._backend.device.kind in ("cuda", "hip") else "cpu"
+        self._costs = OnlineCosts()
+        self._preparer = Preparer(prepack)
+        self._residents: dict[str, _Resident] = {}
+        self._changing = threading.RLock()  # one add() or remove() at a time; requests do not take it
+        self._closed = False
+        self._request_ids = itertools.count()
+        self._driver = Driver(self._build, at_end=self._release)
+
+    def _build(self, post: Post) -> Scheduler:
+        return Scheduler(self._backend, self._policy, self._costs, post)
+
+    # -- tenants --------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        module: nn.Module,
+        example: tuple[Any, ...],
+        name: str,
+        *,
+        slo_ms: float | None = None,
+        weight: float = 1.0,
+        priority: int = 0,
+        exact: bool = False,
+        max_queue: int = 10_000,
+    ) -> Tenant:
+        """Make `module` a tenant. It joins the cohort of its architecture, or runs alone with the reason in explain().
+
+        `exact=True` keeps every kernel as it is: bit-equal results, nothing shared. Weights must not change
+        while the module is a tenant.
+        """
+        self._driver.may_wait("add()")
+        _check_module(name, module, self._torch_device)
+        _check_example(name, example)
+        with self._changing:
+            self._check_name(name)
+            prepared = on_passing_thread(lambda: self._preparer.prepare(name, module, example, exact=exact))
+            release_team()  # the caller's own, from building the model
+            try:
+                spec = TenantSpec(
+                    name=name,
+                    cohort=prepared.cohort or f"opaque:{name}",
+                    fusible=prepared.cohort is not None,
+                    weight=weight,
+                    priority=priority,
+                    slo_us=None if slo_ms is None else round(slo_ms * 1000),
+                    max_concurrency=self._backend.device.num_units if prepared.cohort else 1,
+                    max_queue=max_queue,
+                    min_units=self._backend.device.num_units if exact else 1,
+                )
+                self._enter(spec, prepared)
+            except BaseException:
+                self._preparer.forget(name)
+                raise
+            contract = InputContract.of(name, example, strict=prepared.cohort is not None, device=self._torch_device)
+            self._residents[name] = _Resident(spec, contract, prepared)
+        return Tenant(name, partial(self._submit, name, contract))
+
+    def remove(self, name: str) -> None:
+        """Take a tenant out: what waits is rejected, what runs ends, then the module has its own memory again."""
+        self._driver.may_wait("remove()")
+        with self._changing:
+            if name not in self._residents:
+                known = ", ".join(sorted(self._residents)) or "none"
+                raise OptionError(f"tenant {name!r} does not exist", f"known: {known}", "name one of these")
+            del self._residents[name]
+            self._driver.call(lambda scheduler: scheduler.remove_tenant(name)).result()
+            self._preparer.forget(name)
+
+    def tenants(self) -> tuple[str, ...]:
+        return tuple(self._residents)
+
+    def _check_name(self, name: str) -> None:
+        if self._closed:
+            raise ClosedError(f"tenant {name!r} cannot be added", "the runtime is closed", "make another Runtime")
+        if name in self._residents:
+            raise OptionError(
+                f"tenant {name!r} exists already",
+                f"{len(self._residents)} tenants are resident",
+                f"choose another name, or remove({name!r}) first",
+            )
+
+    def _enter(self, spec: TenantSpec, prepared: Prepared) -> None:
+        program = self._preparer.cohorts[prepared.cohort].cohort.program if prepared.cohort else None
+        device = self._backend.device
+
+        def enter(scheduler: Scheduler) -> None:
+            self._costs.register(spec.cohort, program, device)
+            scheduler.add_tenant(spec, prepared.executable)
+
+        self._driver.call(enter)
+
+    # -- requests -------------------------------------------------------------------------------------
+
+    def _submit(self, name: str, contract: InputContract, args: tuple[Any, ...], waits: bool) -> Future[Any]:
+        if self._closed:
+            raise ClosedError(
+                f"tenant {name!r}: the request was not accepted", "the runtime is closed", "make another Runtime"
+            )
+        resident = self._residents.get(name)
+        if resident is None or resident.contract is not contract:
+            raise RejectedError(f"tenant {name!r} was removed", "its handle is no longer valid", "add it again")
+        call, rows = contract.accept(args)
+        future: Result[Any] = Result(self._driver)
+        now_us = self._backend.now_us()
+        request = make_request(resident.spec, next(self._request_ids), rows, call, now_us, future)
+        self._driver.submit(request, assisted=waits)
+        return future
+
+    # -- reports --------------------------------------------------------------------------------------
+
+    def explain(self) -> Explanation:
+        """Cohorts, fused or not and why, units asked and granted; prints as a table."""
+        self._driver.may_wait("explain()")
+        trace = self.trace()
+        with self._changing:
+            return Explanation(
+                device=self._backend.device.name,
+                num_units=self._backend.device.num_units,
+                policy=getattr(self._policy, "__name__", repr(self._policy)),
+                cohorts=tuple(cohort_report(e, trace) for e in self._preparer.cohorts.values()),
+                opaque=tuple(
+                    OpaqueReport(name, resident.prepared.reason, last_lane(resident.spec.cohort, trace))
+                    for name, resident in self._residents.items()
+                    if resident.prepared.cohort is None
+                ),
+            )
+
+    def stats(self) -> dict[str, dict[str, int | float]]:
+        """Per tenant: requests by how they ended, rows, latency quantiles, device time."""
+        return self._driver.call(lambda scheduler: scheduler.stats())
+
+    def trace(self) -> Trace:
+        """The last lanes that ran."""
+        return self._driver.call(lambda scheduler: scheduler.trace())
+
+    # -- end ------------------------------------------------------------------------------------------
+
+    def close(self, drain: bool = True) -> None:
+        """Serve what waits (or reject it), end the loop, give every module its own memory back. Idempotent."""
+        self._closed = True
+        self._driver.close(drain)
+
+    def _release(self) -> None:
+        """Nothing runs any more."""
+        with self._changing:
+            for name in list(self._residents):
+                del self._residents[name]
+                self._preparer.forget(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(drain=error is None)
+
+
+def wrap(module: nn.Module, *, runtime: Runtime, example: tuple[Any, ...], name: str, **options: Any) -> Wrapped:
+    """A drop-in for `module` whose forward goes through the runtime; options are those of Runtime.add()."""
+    return Wrapped(module, runtime.add(module, example, name, **options))
+
+
+def _check_module(name: str, module: nn.Module, device: str) -> None:
+    if not isinstance(name, str) or not name:
+        raise OptionError(f"a tenant's name is {name!r}", "names are non-empty strings", "pass another one")
+    if not isinstance(module, nn.Module):
+        facts = "a tenant is a torch.nn.Module"
+        raise CaptureError(f"tenant {name!r} is a {type(module).__name__}", facts, "wrap the function in a module")
+    training = [path or "itself" for path, part in module.named_modules() if part.training]
+    if training:
+        facts = f"{len(training)} modules, the first is {training[0]!r}"
+        raise CaptureError(f"tenant {name!r}: the module is in training mode", facts, "call module.eval() first")
+    for path, part in module.named_modules():
+        if isinstance(part, Wrapped):
+            raise CaptureError(
+                f"tenant {name!r}: {path or 'the module'} is tenant {part.tenant.name!r}",
+                "a lane must not wait for another lane",
+                "add the plain module",
+            )
+    for path, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if tensor.device.type != device:
+            raise CaptureError(
+                f"tenant {name!r}: {path} is on {tensor.device}", f"the runtime is on {device}", f"move it to {device}"
+            )
+
+
+def _check_example(name: str, example: tuple[Any, ...]) -> None:
+    if not isinstance(example, tuple) or not example:
+        raise CaptureError(
+            f"tenant {name!r}: the example is a {type(example).__name__}",
+            "an example is a non-empty tuple of positional inputs",
+            "pass example=(tensor,)",
+        )
+    for index, leaf in enumerate(pytree.tree_leaves(example)):
+        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == 0:
+            raise CaptureError(
+                f"tenant {name!r}: input {index} of the example has no rows",
+                f"its shape is {tuple(leaf.shape)}",
+                "pass an example of one row or more",
+            )

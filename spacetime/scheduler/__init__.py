@@ -1,0 +1,8 @@
+"""The scheduler: queues, policies, the loop. Imports no torch; the runtime and the simulator drive it.
+
+Importing the package registers the policies that ship with it.
+"""
+
+from spacetime.scheduler import space_time, streams, time_slice
+
+__all__ = ["space_time", "streams", "time_slice"]

@@ -1,0 +1,82 @@
+"""The seams of the scheduler: what it needs from a backend, an executable, a cost model, a policy.
+
+Everything here is a Protocol or a frozen value; the package imports no torch. Implementations live in
+backends/ (cpu, null, ...), capture/ (cohorts) and scheduler/ (costs, policies).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from spacetime.device import Capabilities, Device
+from spacetime.plan import Lane, Plan, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one request ended on the device: a value, or an error of its own."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaneResult:
+    """How a lane ended: one outcome per request, in the lane's order."""
+
+    outcomes: tuple[Outcome, ...]
+    start_us: int
+    end_us: int
+
+
+class Executable(Protocol):
+    """What a lane runs: a cohort, or one opaque module. Called on the lane's partition."""
+
+    def run(self, lane: Lane, payloads: Sequence[Any]) -> Sequence[Outcome]:
+        """One outcome per request. Errors of single requests are outcomes; it raises only when it is broken."""
+
+
+class Backend(Protocol):
+    """A device with a clock."""
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def now_us(self) -> int:
+        """Microseconds of this backend's clock; never goes back."""
+
+    def start(
+        self, lane: Lane, executable: Executable, payloads: Sequence[Any], done: Callable[[LaneResult], None]
+    ) -> None:
+        """Begin the lane and return; `done` is called exactly once, from any thread, whatever happens."""
+
+    def assist(self, pump: Callable[[], None]) -> bool:
+        """The calling thread is about to wait: call `pump`, then run on this thread a lane that it has started,
+
+        if this device runs lanes on threads and this one will do. True if a lane was run.
+        """
+
+    def close(self) -> None:
+        """Release the device. No lane is running when the loop calls this."""
+
+
+class CostModel(Protocol):
+    """Predicts; never measures. All that a policy may ask."""
+
+    def lane_us(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool = True) -> float:
+        """Predicted duration of a lane: `rows` in all, of `tenants` different tenants, on `units`."""
+
+
+class LearningCostModel(CostModel, Protocol):
+    """A cost model that the loop feeds with what lanes really took."""
+
+    def observe(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool, duration_us: int) -> None:
+        """A lane of this kind ran undisturbed and took `duration_us`."""
+
+
+Policy = Callable[[Snapshot, CostModel], Plan]

@@ -1,0 +1,66 @@
+"""Tenants and requests on their way through the loop. The scheduler and the runtime import it."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from spacetime.errors import InputError, OptionError, SpacetimeError
+from spacetime.plan import RequestView
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSpec:
+    """What the scheduler knows about a tenant; plan.TenantView explains the fields."""
+
+    name: str
+    cohort: str
+    fusible: bool = True
+    weight: float = 1.0
+    priority: int = 0  # lower comes first
+    slo_us: int | None = None
+    max_concurrency: int = 1
+    max_queue: int = 10_000
+    min_units: int = 1
+
+    def __post_init__(self) -> None:
+        for option in ("weight", "max_concurrency", "max_queue", "min_units"):
+            if getattr(self, option) <= 0:
+                raise OptionError(
+                    f"tenant {self.name!r}: {option} is {getattr(self, option)}",
+                    "it must be positive",
+                    "leave it out, or raise it",
+                )
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A submitted request: what policies see of it, what runs, and where its result goes."""
+
+    view: RequestView
+    payload: Any
+    future: Future[Any] = field(default_factory=Future)
+
+    def begin(self) -> bool:
+        """From here on the future cannot be cancelled; False when it was cancelled before."""
+        return self.future.set_running_or_notify_cancel()
+
+    def reject(self, error: SpacetimeError) -> bool:
+        """End a request that never ran; False when it was cancelled before."""
+        if not self.begin():
+            return False
+        self.future.set_exception(error)
+        return True
+
+
+def make_request(
+    spec: TenantSpec, request_id: int, rows: int, payload: Any, now_us: int, future: Future[Any] | None = None
+) -> Request:
+    """A request that arrives now and is due within the tenant's objective. Ids must be unique in a tenant."""
+    if rows < 1:
+        raise InputError(
+            f"tenant {spec.name!r}: a request of {rows} rows", "a request has at least one row", "leave it out"
+        )
+    deadline_us = None if spec.slo_us is None else now_us + spec.slo_us
+    return Request(RequestView(request_id, spec.name, rows, now_us, deadline_us), payload, future or Future())

@@ -1,0 +1,105 @@
+"""JSON for frozen values. Bottom layer; the value modules (ir, device, workload, plan, trace) import it.
+
+`Value` gives a frozen dataclass `to_json()` and `from_json()`. Field annotations drive the decoding, so
+a file from another version fails with the name of the field instead of loading half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, Self, TypeVar, Union, get_args, get_origin
+
+from spacetime.errors import OptionError
+
+T = TypeVar("T")
+
+
+class Value:
+    """Mix-in for frozen dataclasses: a JSON round trip that is exact."""
+
+    __slots__ = ()
+
+    def to_json(self) -> str:
+        return json.dumps(encode(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return decode(cls, json.loads(text))
+
+
+def encode(value: Any) -> Any:
+    """A frozen value as plain lists, dicts and scalars."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple):
+        return [encode(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: encode(item) for key, item in value.items()}
+    return value
+
+
+def decode(kind: type[T], data: Any) -> T:
+    """The inverse of `encode`, driven by the annotations of `kind`."""
+    return typing.cast(T, _decode(kind, data, kind.__name__))
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _decode(kind: Any, data: Any, where: str) -> Any:
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _decode_dataclass(kind, data, where)
+    origin = get_origin(kind)
+    if origin is tuple:
+        return _decode_tuple(get_args(kind), data, where)
+    if origin in (Union, types.UnionType):
+        return _decode_union(get_args(kind), data, where)
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    expected = origin or kind
+    is_bool_for_int = kind is int and isinstance(data, bool)
+    if kind is Any or origin is typing.Literal or (isinstance(data, expected) and not is_bool_for_int):
+        return data
+    raise OptionError(f"{where}: expected {expected.__name__}, found {type(data).__name__}", f"value: {data!r}")
+
+
+def _decode_dataclass(kind: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise OptionError(f"{where}: expected an object, found {type(data).__name__}")
+    hints = _hints(kind)
+    names = {field.name for field in fields(kind)}
+    unknown, missing = sorted(data.keys() - names), sorted(names - data.keys())
+    if unknown or missing:
+        raise OptionError(f"{where}: fields do not match", f"unknown: {unknown}, missing: {missing}")
+    return kind(**{name: _decode(hints[name], data[name], f"{where}.{name}") for name in data})
+
+
+def _decode_tuple(kinds: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(data, list):
+        raise OptionError(f"{where}: expected a list, found {type(data).__name__}")
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        return tuple(_decode(kinds[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    if len(kinds) != len(data):
+        raise OptionError(f"{where}: expected {len(kinds)} items, found {len(data)}")
+    return tuple(_decode(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, data, strict=True)))
+
+
+def _decode_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
+    problems = []
+    for kind in kinds:
+        if kind is type(None):
+            if data is None:
+                return None
+            continue
+        try:
+            return _decode(kind, data, where)
+        except OptionError as error:
+            problems.append(error.what)
+    raise OptionError(f"{where}: no alternative fits", "; ".join(problems))

@@ -1,0 +1,108 @@
+"""The CPU backend: cores and intra-op threads of its workers, and of everybody else."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import torch
+
+from spacetime.backends import make_backend
+from spacetime.backends.cpu import CpuBackend
+from spacetime.backends.null import NullBackend
+from spacetime.backends.threads import available_cores, can_pin
+from spacetime.errors import OptionError
+from tests.backends.conformance import PATIENCE_S, Calls, partitions, start
+
+needs_pinning = pytest.mark.skipif(not can_pin(), reason="this system cannot pin threads")
+
+
+@pytest.fixture
+def backend() -> Iterator[CpuBackend]:
+    made = CpuBackend()
+    yield made
+    made.close()
+
+
+def in_a_lane(backend: CpuBackend, atoms: int, call: Callable[[], Any]) -> Any:
+    partition = backend.device.partition(atoms.bit_count(), atoms)
+    (outcome,) = start(backend, Calls(), call, on=partition).result(PATIENCE_S).outcomes
+    assert outcome.error is None
+    return outcome.value
+
+
+@needs_pinning
+def test_a_worker_is_pinned_to_the_cores_of_its_partition(backend: CpuBackend) -> None:
+    cores = available_cores()
+    for partition in partitions(backend):
+        expected = {core for index, core in enumerate(cores) if partition.atoms >> index & 1}
+        assert in_a_lane(backend, partition.atoms, lambda: os.sched_getaffinity(0)) == expected
+
+
+def test_a_worker_has_as_many_threads_as_its_partition_has_units(backend: CpuBackend) -> None:
+    for partition in partitions(backend):
+        assert in_a_lane(backend, partition.atoms, torch.get_num_threads) == partition.granted_units
+
+
+def multiply() -> None:
+    torch.ones(256, 256) @ torch.ones(256, 256)
+
+
+def settings_of_this_thread() -> tuple[int, set[int]]:
+    return torch.get_num_threads(), os.sched_getaffinity(0) if can_pin() else set()
+
+
+def test_other_threads_keep_their_settings(backend: CpuBackend) -> None:
+    """MKL's own setting shows in torch.get_num_threads() too: it is what torch asks."""
+    before = settings_of_this_thread()
+    asked, answer = threading.Event(), Future[tuple[Any, Any]]()
+
+    def bystander() -> None:
+        multiply()
+        first = settings_of_this_thread()
+        asked.wait(PATIENCE_S)
+        multiply()
+        answer.set_result((first, settings_of_this_thread()))
+
+    thread = threading.Thread(target=bystander)
+    thread.start()
+    for partition in partitions(backend):
+        in_a_lane(backend, partition.atoms, multiply)
+    asked.set()
+    thread.join(PATIENCE_S)
+    first, second = answer.result(0)
+    assert first == second
+    assert settings_of_this_thread() == before
+    report: list[tuple[int, set[int]]] = []
+    late = threading.Thread(target=lambda: report.append(settings_of_this_thread()))
+    late.start()
+    late.join(PATIENCE_S)
+    assert report == [first], "a thread that starts later is not affected either"
+
+
+def test_a_device_may_have_fewer_units_than_the_machine() -> None:
+    backend = CpuBackend(num_units=1)
+    assert backend.device.num_units == 1
+    assert in_a_lane(backend, 1, torch.get_num_threads) == 1
+    backend.close()
+
+
+@pytest.mark.parametrize("num_units", [0, -1, 100_000])
+def test_units_that_are_not_there_are_refused(num_units: int) -> None:
+    with pytest.raises(OptionError, match=rf"(?s){num_units} units was asked for.*this process may use \d+.*ask for 1"):
+        CpuBackend(num_units)
+
+
+def test_backends_are_made_by_name_or_taken_as_they_are() -> None:
+    for name in ("auto", "cpu"):
+        made = make_backend(name)
+        assert made.device.kind == "cpu"
+        made.close()
+    null = NullBackend()
+    assert make_backend(null) is null
+    with pytest.raises(OptionError, match=r"(?s)device 'tpu' does not exist.*known: auto, cpu"):
+        make_backend("tpu")

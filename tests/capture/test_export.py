@@ -1,0 +1,104 @@
+"""Modules that cannot be expressed as a graph of rows are refused with the reason, never half-captured."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spacetime.capture.export import Unfusible, export
+from tests.capture.sketches import draw, sketch
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * 2
+
+
+class OverPair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 3)
+
+    def forward(self, pair: Pair) -> Tensor:
+        difference: Tensor = self.linear(pair.left) - self.linear(pair.right)
+        return difference
+
+
+def branching(module: Any, x: Tensor) -> Tensor:
+    return x * 2 if x.sum() > 0 else x
+
+
+def changes_its_input(module: Any, x: Tensor) -> Tensor:
+    return x.mul_(2)
+
+
+VECTOR = draw(((8,),), 2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "reason"),
+    [
+        (Counting(), VECTOR, "writes its own state: buffer_mutation of calls"),
+        (nn.BatchNorm1d(8).train(), VECTOR, "writes its own state: buffer_mutation of running_mean"),
+        (sketch(changes_its_input, {}), VECTOR, "writes its own state: user_input_mutation"),
+        (sketch(branching, {}), VECTOR, "torch.export refused the module"),
+        (sketch(lambda m, x: x.view(2, 2, 4), {}), VECTOR, "torch.export refused the module|fixes the number of rows"),
+        (nn.Linear(8, 3), (3.0,), "input 0 is a float, not a tensor"),
+        (nn.Linear(8, 3), (torch.tensor(1.0),), "input 0 has no row dimension"),
+        (
+            sketch(lambda m, x, y: x + y.sum(), {}),
+            (torch.ones(2, 8), torch.ones(3, 8)),
+            "disagree on the number of rows",
+        ),
+    ],
+    ids="counter batch_norm input branch fixed_rows float scalar rows_differ".split(),
+)
+def test_what_has_no_graph_of_rows_is_refused_with_the_reason(
+    module: nn.Module, inputs: tuple[Any, ...], reason: str
+) -> None:
+    with pytest.raises(Unfusible, match=reason):
+        export(module, inputs)
+
+
+def test_an_example_of_one_row_is_as_good_as_one_of_many() -> None:
+    captured = export(nn.Linear(8, 3), draw(((8,),), 1, seed=0))
+    assert [str(node.meta["val"].shape[0]) for node in captured.inputs] == [str(captured.rows)]
+
+
+def test_inputs_may_be_nested() -> None:
+    exported = export(OverPair(), (Pair(*draw(((8,), (8,)), 2, seed=0)),))
+    assert len(exported.inputs) == 2
+
+
+def test_weights_are_the_tensors_of_the_module() -> None:
+    module = nn.Linear(8, 3)
+    exported = export(module, VECTOR)
+    held = {weight.name: weight.tensor.data_ptr() for weight in exported.weights.values()}
+    assert held == {"weight": module.weight.data_ptr(), "bias": module.bias.data_ptr()}
+
+
+def test_exporting_leaves_loggers_and_the_module_as_they_were() -> None:
+    module = nn.Linear(8, 3)
+    logger = logging.getLogger("torch.export")
+    level, before = logger.level, {key: value.clone() for key, value in module.state_dict().items()}
+    export(module, VECTOR)
+    assert logger.level == level
+    assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())

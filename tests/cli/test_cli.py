@@ -1,0 +1,117 @@
+"""The command line as users meet it: exit codes, messages, JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spacetime import __version__
+from spacetime.backends.threads import available_cores
+from spacetime.cli import main
+from spacetime.cli.demo import POLICIES, DemoReport
+from spacetime.cli.doctor import Check, Diagnosis
+
+SMALL_DEMO = ("demo", "--tenants", "2", "--seconds", "0")  # an MLP and a GRU cell, the fewest requests
+
+
+class Ended:
+    """What a command left behind."""
+
+    def __init__(self, code: object, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Ended:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return Ended(ended.value.code, *capsys.readouterr())
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = run(capsys, "--version")
+    assert (ended.code, ended.out) == (0, f"spacetime {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--nonesuch",), ("demo", "--nonesuch"), ("doctor", "--nonesuch"), ("nonesuch",), ("demo", "--tenants", "0")],
+)
+def test_what_does_not_exist_is_refused_by_name(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    ended = run(capsys, *arguments)
+    assert ended.code == 2
+    assert "nonesuch" in ended.err or "--tenants" in ended.err
+    assert ended.out == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--policy", "nonesuch", "policy 'nonesuch' does not exist"),
+        ("--device", "nonesuch", "device 'nonesuch' does not exist"),
+        ("--trace", "/nonesuch/trace.json", "/nonesuch is not a directory"),
+    ],
+)
+def test_an_error_of_spacetime_is_a_message_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
+) -> None:
+    ended = run(capsys, *SMALL_DEMO, option, value)
+    assert ended.code == 1
+    assert ended.err.startswith("error: ")
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
+
+
+def test_doctor_reports_every_capability_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = run(capsys, "doctor", "--json")
+    found = Diagnosis.from_json(ended.out)
+    checks = {check.name: check for check in found.checks}
+    assert ended.code == (0 if found.healthy else 1)
+    assert {"python", "torch", "cores", "pinning", "MKL", "oneDNN", "CUDA", "HIP", "serving"} <= checks.keys()
+    assert checks["serving"].status == "PASS"
+    assert f"{len(available_cores())} of" in checks["cores"].reason
+    assert all(check.reason for check in found.checks)
+    assert all(bool(check.instead) == (check.status == "MISSING") for check in found.checks)
+
+
+def test_a_failed_check_makes_doctor_fail(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spacetime.cli.doctor._checks", lambda: iter([Check("bones", "FAIL", "broken")]))
+    ended = run(capsys, "doctor")
+    assert ended.code == 1
+    assert "bones" in ended.out and "FAIL" in ended.out and "broken" in ended.out
+
+
+def test_the_demo_serves_the_same_requests_under_every_policy(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.json"
+    ended = run(capsys, *SMALL_DEMO, "--json", "--trace", str(trace))
+    report = DemoReport.from_json(ended.out)
+    assert ended.code == 0
+    assert ended.err == ""  # no progress bar: this is no terminal
+    assert tuple(demo_run.policy for demo_run in report.runs) == POLICIES
+    assert {demo_run.load.num_rows for demo_run in report.runs} == {report.runs[0].load.num_rows}
+    assert report.architectures == ("mlp", "gru_cell")
+    for demo_run in report.runs:
+        assert len(demo_run.load.latencies_us) == report.num_tenants * report.requests_per_tenant
+        assert (demo_run.load.errors, demo_run.num_wrong, demo_run.first_problem) == ((), 0, None)
+    assert json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+
+
+def test_the_demo_prints_a_table_of_the_chosen_policies(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = run(capsys, *SMALL_DEMO, "--policy", "streams", "--policy", "time_slice")
+    assert ended.code == 0
+    assert "vs time_slice" in ended.out and "streams" in ended.out
+    assert "space_time" not in ended.out
+
+
+def test_a_wrong_result_is_counted_and_makes_the_demo_fail(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spacetime.cli.traffic.problem", lambda results, references, scales: "off by one")
+    ended = run(capsys, *SMALL_DEMO, "--policy", "time_slice")
+    assert ended.code == 1
+    assert "8 wrong, 0 failed" in ended.out
+    assert "off by one" in ended.out

@@ -1,0 +1,87 @@
+"""explain(): who shares what, why not, on how much; as values and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from torch import nn
+
+import spacetime as st
+from tests.runtime.models import EXAMPLE, Branching, X, tiny
+
+
+@pytest.fixture
+def rt() -> Iterator[st.Runtime]:
+    """Two of a kind, one of which has the other's head, and an opaque one; each has run."""
+    first, second = tiny(0), tiny(1)
+    second[2].load_state_dict(first[2].state_dict())
+    with st.Runtime() as made:
+        for name, module in (("first", first), ("second", second), ("odd", Branching().eval())):
+            made.add(module, EXAMPLE, name)(X)
+        yield made
+
+
+def test_values_tell_kernels_forms_weights_and_units(rt: st.Runtime) -> None:
+    explanation = rt.explain()
+    (cohort,) = explanation.cohorts
+    assert (explanation.device, explanation.policy) == ("cpu", "space_time")
+    assert cohort.tenants == ("first", "second")
+    assert [(kernel.index, kernel.op, kernel.form) for kernel in cohort.kernels] == [
+        (0, "linear", "slot"),
+        (1, "relu", "all rows"),
+        (2, "linear", "slot"),
+    ]
+    own, head = 4 * (4 * 8 + 8), 4 * (8 * 3 + 3)
+    assert [kernel.weight_bytes for kernel in cohort.kernels] == [2 * own, 0, head], "a shared head is stored once"
+    assert [kernel.sharing_tenants for kernel in cohort.kernels] == [0, 0, 2]
+    assert cohort.resident_bytes == 2 * own + head
+    lane = cohort.last_lane
+    assert lane is not None and (lane.tenants, lane.rows) == (1, 2)
+    assert 1 <= lane.asked_units <= lane.granted_units <= explanation.num_units
+    (opaque,) = explanation.opaque
+    assert opaque.tenant == "odd" and "torch.export refused" in opaque.reason
+    assert opaque.last_lane is not None and not opaque.last_lane.fused
+
+
+def test_the_table_says_the_same(rt: st.Runtime) -> None:
+    explanation, text = rt.explain(), str(rt.explain())
+    (cohort,) = explanation.cohorts
+    assert text.splitlines()[0] == f"cpu: {explanation.num_units} units, policy space_time"
+    assert f"cohort {cohort.signature}: 2 tenants" in text and "3/3 kernels shared" in text
+    assert "tenants: first, second" in text
+    for kernel in cohort.kernels:
+        (line,) = [line for line in text.splitlines() if line.split()[:2] == [str(kernel.index), kernel.op]]
+        assert kernel.form in line and str(kernel.weight_bytes) in line
+    assert f"opaque odd: runs alone, unmodified: {explanation.opaque[0].reason}" in text
+    lane = cohort.last_lane
+    assert lane is not None
+    assert f"{lane.granted_units} units (asked {lane.asked_units}), {lane.duration_us} us" in text
+
+
+def test_an_explanation_makes_a_json_round_trip(rt: st.Runtime) -> None:
+    explanation = rt.explain()
+    assert st.Explanation.from_json(explanation.to_json()) == explanation
+
+
+def test_an_operation_without_a_slot_form_is_told(rt: st.Runtime) -> None:
+    rt.add(nn.Bilinear(4, 4, 3).eval(), (X, X), "bilinear")
+    explanation = rt.explain()
+    told = [kernel.form for cohort in explanation.cohorts if "bilinear" in cohort.tenants for kernel in cohort.kernels]
+    assert "per tenant" in told or "bilinear" in {report.tenant for report in explanation.opaque}
+
+
+def test_before_the_first_request_there_is_no_lane() -> None:
+    with st.Runtime() as rt:
+        assert str(rt.explain()).startswith("cpu: ") and rt.explain().cohorts == ()
+        rt.add(tiny(), EXAMPLE, "tenant")
+        (cohort,) = rt.explain().cohorts
+        assert cohort.last_lane is None and "last lane" not in str(rt.explain())
+
+
+def test_every_form_of_a_kernel_is_explained() -> None:
+    with st.Runtime() as rt:
+        rt.add(tiny(), EXAMPLE, "one")
+        explanation = rt.explain()
+    for kernel in explanation.cohorts[0].kernels:
+        assert f"{kernel.form}: {kernel.why}" in str(explanation)

@@ -1,0 +1,115 @@
+"""Ctrl-C, or an exit, in the middle of the loop: every future ends, close() returns, the runtime goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+import spacetime as st
+from spacetime.backends.cpu import CpuBackend, Done
+from spacetime.scheduler import registry
+from spacetime.scheduler.protocols import Executable
+from tests.runtime.models import EXAMPLE, PATIENCE_S, Gate, X, assert_equal, assert_three_parts, plain, tiny
+
+
+class Trap:
+    """Raises once, the next time somebody passes it after it was set; then it lets everybody pass."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def set(self, error: BaseException) -> None:
+        self.error = error
+
+    def spring(self) -> None:
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+
+class TrappedBackend(CpuBackend):
+    def __init__(self, trap: Trap) -> None:
+        super().__init__()
+        self.trap = trap
+
+    def start(self, lane: st.Lane, executable: Executable, payloads: Sequence[Any], done: Done) -> None:
+        self.trap.spring()
+        super().start(lane, executable, payloads, done)
+
+
+def make_runtime(trap: Trap, where: str) -> st.Runtime:
+    space_time = registry.get_policy("space_time")
+
+    def trapped(snapshot: st.Snapshot, costs: st.CostModel) -> st.Plan:
+        trap.spring()
+        return space_time(snapshot, costs)
+
+    if where == "policy":
+        return st.Runtime(policy=trapped)
+    return st.Runtime(device=TrappedBackend(trap))
+
+
+@pytest.mark.parametrize("where", ["policy", "backend"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_every_future_ends_and_the_runtime_goes_on(where: str, kind: type[BaseException]) -> None:
+    before, trap, module, gate = set(threading.enumerate()), Trap(), tiny(), Gate()
+    expected = plain(module, X)
+    rt = make_runtime(trap, where)
+    tenant, blocker = rt.add(module, EXAMPLE, "tenant"), rt.add(gate, EXAMPLE, "gate", exact=True)
+    gate.close()
+    running = blocker.submit(X)
+    assert gate.entered.wait(PATIENCE_S)
+    waiting = [tenant.submit(X) for _ in range(5)]
+    trap.set(kind("stop"))
+    gate.open()  # now the worker's thread runs into the trap
+    for future in waiting:
+        error = future.exception(PATIENCE_S)
+        assert error is not None
+        assert_three_parts(error, "the loop was interrupted", f"{kind.__name__}: stop", "submit the request again")
+    assert running.done()
+    for _ in range(20):
+        assert_equal(tenant.submit(X).result(PATIENCE_S), expected)
+    rt.remove("gate")
+    rt.close()
+    assert set(threading.enumerate()) <= before
+    books = rt.stats()["tenant"]
+    assert books["submitted"] == 25 == books["completed"] + books["failed"] + books["rejected"]
+
+
+@pytest.mark.parametrize("where", ["policy", "backend"])
+def test_ctrl_c_reaches_the_thread_it_is_meant_for(where: str) -> None:
+    before, trap = set(threading.enumerate()), Trap()
+    rt = make_runtime(trap, where)
+    with pytest.raises(KeyboardInterrupt), rt:
+        tenant = rt.add(tiny(), EXAMPLE, "tenant")
+        trap.set(KeyboardInterrupt())
+        futures = []
+
+        def submit(scheduler: object) -> None:
+            futures.append(tenant.submit(X))
+
+        rt._driver.call(submit)  # the main thread pumps
+    assert isinstance(futures[0].exception(PATIENCE_S), st.RejectedError)
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_close_returns_when_the_last_lanes_are_interrupted(drain: bool) -> None:
+    before, trap, gate = set(threading.enumerate()), Trap(), Gate()
+    rt = make_runtime(trap, "policy")
+    tenant, blocker = rt.add(tiny(), EXAMPLE, "tenant"), rt.add(gate, EXAMPLE, "gate", exact=True)
+    gate.close()
+    running = blocker.submit(X)
+    assert gate.entered.wait(PATIENCE_S)
+    waiting = [tenant.submit(X) for _ in range(5)]
+    closer = threading.Thread(target=rt.close, args=(drain,))
+    closer.start()
+    trap.set(KeyboardInterrupt())
+    gate.open()
+    closer.join(PATIENCE_S)
+    assert not closer.is_alive()
+    assert all(future.done() for future in (running, *waiting))
+    assert set(threading.enumerate()) <= before

@@ -1,0 +1,53 @@
+"""stats(): the books add up."""
+
+from __future__ import annotations
+
+import pytest
+
+import spacetime as st
+from tests.runtime.models import EXAMPLE, PATIENCE_S, Gate, Refusing, X, tiny
+
+
+@pytest.mark.parametrize("policy", ["space_time", "time_slice", "streams"])
+def test_every_request_is_counted_once(policy: str) -> None:
+    gate = Gate()
+    rt = st.Runtime(policy=policy)
+    blocker = rt.add(gate, EXAMPLE, "gate", exact=True, max_queue=3)
+    fused, refusing = rt.add(tiny(), EXAMPLE, "fused"), rt.add(Refusing().eval(), (X.abs(),), "refusing")
+    gate.close()
+    futures = [blocker.submit(X)]
+    assert gate.entered.wait(PATIENCE_S)
+    futures += [blocker.submit(X) for _ in range(6)]  # three find the queue full
+    futures += [fused.submit(X[: 1 + i % 2]) for i in range(10)]
+    futures += [refusing.submit(X if i % 2 else X.abs()) for i in range(10)]
+    num_cancelled = sum(future.cancel() for future in futures[-2:])
+    gate.open()
+    rt.close()
+    stats = rt.stats()
+    ends = ("completed", "failed", "rejected", "cancelled")
+    assert {name: books["submitted"] for name, books in stats.items()} == {"gate": 7, "fused": 10, "refusing": 10}
+    for books in stats.values():
+        assert books["submitted"] == sum(books[end] for end in ends)
+        assert books["device_us"] > 0 and 0 < books["p50_us"] <= books["p99_us"] <= 1.01 * books["max_us"]
+    assert [stats["gate"][end] for end in ends] == [4, 0, 3, 0]
+    assert (stats["fused"]["completed"], stats["fused"]["rows"]) == (10, 15)
+    assert stats["refusing"]["cancelled"] == num_cancelled
+    assert stats["refusing"]["failed"] in (4, 5) and stats["refusing"]["completed"] in (4, 5)
+
+
+def test_device_time_is_what_the_lanes_used() -> None:
+    with st.Runtime() as rt:
+        tenants = [rt.add(tiny(seed), EXAMPLE, f"t{seed}") for seed in range(3)]
+        for future in [tenant.submit(X) for tenant in tenants for _ in range(20)]:
+            future.result(PATIENCE_S)
+        num_units = rt.explain().num_units
+        events = rt.trace().events
+        used_us = sum((event.end_us - event.start_us) * event.lane.units / num_units for event in events)
+        assert sum(books["device_us"] for books in rt.stats().values()) == pytest.approx(used_us)
+        assert sum(event.lane.num_rows for event in events) == 3 * 20 * 2
+
+
+def test_a_tenant_that_never_asked_has_empty_books() -> None:
+    with st.Runtime() as rt:
+        rt.add(tiny(), EXAMPLE, "quiet")
+        assert set(rt.stats()["quiet"].values()) == {0}

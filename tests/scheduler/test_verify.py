@@ -1,0 +1,101 @@
+"""Each planted violation is found, and named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from spacetime.device import Capabilities, Device, Partition
+from spacetime.errors import PlanError
+from spacetime.plan import Lane, Plan, RequestView, Segment, Snapshot
+from spacetime.scheduler.verify import verify
+from tests.scheduler.harness import snapshot, tenant_view
+
+DEVICE = Device("sixteen", "null", num_units=17, units_per_atom=4)  # 4 atoms and a remainder of 1 unit
+A = tenant_view("a", 1, 2, max_concurrency=2)
+B = tenant_view("b", 1)
+OPAQUE = tenant_view("opaque", 1, 1, fusible=False)
+OTHER = tenant_view("other", 1, cohort="elsewhere", running=1)
+FAR = tenant_view("far", 1, cohort="elsewhere")
+WIDE = tenant_view("wide", 1, min_units=5)
+SNAPSHOT = snapshot(A, B, OPAQUE, OTHER, FAR, WIDE, device=DEVICE)
+ONE = (Segment(Partition(1, 4, 4)),)
+TWO = (Segment(Partition(2, 3, 4)),)
+GOOD = Lane("cohort", (A.waiting[0], B.waiting[0]), ONE)
+CAPABLE = Capabilities(partitions=True, segments=True, graphs=True)
+
+
+def segments(*kernels: tuple[int, int]) -> tuple[Segment, ...]:
+    return tuple(Segment(Partition(1, 4, 4), first, last) for first, last in kernels)
+
+
+def on(partition: Partition) -> Lane:
+    return replace(GOOD, segments=(Segment(partition),))
+
+
+VIOLATIONS = [
+    ("is empty", [replace(GOOD, requests=())]),
+    ("tenant 'c' has nothing waiting", [replace(GOOD, requests=(RequestView(0, "c", 1, 0),))]),
+    ("request 9 of tenant 'a' does not wait", [replace(GOOD, requests=(RequestView(9, "a", 1, 0),))]),
+    ("request 0 of tenant 'a' does not wait", [replace(GOOD, requests=(replace(A.waiting[0], rows=5),))]),
+    ("is in the plan twice", [replace(GOOD, requests=(B.waiting[0], B.waiting[0]))]),
+    ("is in the plan twice", [GOOD, Lane("cohort", A.waiting[:1], TWO)]),
+    ("lane 0 is of cohort 'cohort'", [replace(GOOD, requests=(A.waiting[0], FAR.waiting[0]))]),
+    ("'opaque' is not fusible", [replace(GOOD, requests=OPAQUE.waiting[:1])]),
+    ("'opaque' is not fusible", [replace(GOOD, requests=(OPAQUE.waiting[0], A.waiting[0]), fused=False)]),
+    ("not on the device", [on(Partition(0, 4, 4))]),
+    ("not on the device", [on(Partition(16, 4, 4))]),
+    ("8 units were granted", [on(Partition(1, 4, 8))]),
+    ("5 units were asked", [on(Partition(1, 5, 4))]),
+    ("0 units were asked", [on(Partition(1, 0, 4))]),
+    ("overlaps", [GOOD, Lane("cohort", A.waiting[1:], ONE)]),
+    ("'opaque' would run in 2 lanes", [Lane("cohort", (view,), ONE, False) for view in OPAQUE.waiting]),
+    ("'other' would run in 2 lanes", [Lane("elsewhere", OTHER.waiting, ONE)]),
+    ("lane 0 is too small for tenant 'wide'", [Lane("cohort", WIDE.waiting, TWO)]),
+    ("gap or overlap", [replace(GOOD, segments=segments((0, 2), (3, -1)))]),
+    ("gap or overlap", [replace(GOOD, segments=segments((0, 2), (1, -1)))]),
+    ("gap or overlap", [replace(GOOD, segments=segments((1, -1)))]),
+    ("gap or overlap", [replace(GOOD, segments=segments((0, 0), (0, -1)))]),
+    ("gap or overlap", [replace(GOOD, segments=segments((0, -1), (0, -1)))]),
+    ("segments end at kernel 3", [replace(GOOD, segments=segments((0, 3)))]),
+    ("segments end at kernel 0", [replace(GOOD, segments=())]),
+]
+
+
+@pytest.mark.parametrize(("problem", "lanes"), VIOLATIONS)
+def test_violations_are_found(problem: str, lanes: list[Lane]) -> None:
+    with pytest.raises(PlanError, match=problem):
+        verify(Plan(tuple(lanes)), SNAPSHOT, CAPABLE)
+
+
+def check(*lanes: Lane, on: Snapshot = SNAPSHOT, isolated: bool = True) -> None:
+    verify(Plan(lanes, isolated=isolated), on, CAPABLE)
+
+
+def test_good_plans_pass() -> None:
+    check()
+    check(GOOD, Lane("cohort", A.waiting[1:], TWO))
+    check(Lane("cohort", OPAQUE.waiting, ONE, fused=False))
+    check(replace(GOOD, segments=segments((0, 2), (2, 5), (5, -1))))
+    check(on(DEVICE.whole))
+    check(on(Partition(15, 16, 16)))  # every atom, without the remainder
+
+
+def test_busy_atoms_are_taken_for_isolated_plans_only() -> None:
+    busy = snapshot(A, B, device=DEVICE, running=(Lane("x", (), ONE),))
+    with pytest.raises(PlanError, match="overlaps another lane"):
+        check(GOOD, on=busy)
+    check(GOOD, on=busy, isolated=False)
+
+
+def test_segments_need_a_capable_backend() -> None:
+    lane = replace(GOOD, segments=segments((0, 2), (2, -1)))
+    with pytest.raises(PlanError, match="2 segments"):
+        verify(Plan((lane,)), SNAPSHOT, Capabilities(partitions=True, segments=False, graphs=False))
+
+
+def test_a_plan_wakes_in_the_future() -> None:
+    with pytest.raises(PlanError, match="wake_at_us is 1000"):
+        verify(Plan(wake_at_us=1000), SNAPSHOT, CAPABLE)
+    verify(Plan(wake_at_us=1001), SNAPSHOT, CAPABLE)

@@ -1,0 +1,62 @@
+"""The public names are exact: nothing leaks out of `spacetime`, nothing goes missing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+
+import spacetime as st
+
+PUBLIC = {
+    "__version__",
+    # the runtime
+    "Runtime",
+    "Tenant",
+    "Explanation",
+    "wrap",
+    "capture",
+    "policy",
+    # values
+    "Program",
+    "Plan",
+    "Lane",
+    "Segment",
+    "Snapshot",
+    "CostModel",
+    "Device",
+    "Partition",
+    "Workload",
+    "Trace",
+    # errors
+    "SpacetimeError",
+    "OptionError",
+    "InputError",
+    "CaptureError",
+    "PartitionError",
+    "PlanError",
+    "RejectedError",
+    "ClosedError",
+}
+
+
+def test_all_lists_exactly_the_public_names() -> None:
+    assert sorted(st.__all__) == sorted(PUBLIC)
+
+
+def test_the_namespace_holds_the_public_names_and_its_submodules_only() -> None:
+    submodules = {module.name for module in pkgutil.iter_modules(st.__path__)}
+    visible = {name for name in dir(st) if not name.startswith("_")}
+    assert visible - submodules == PUBLIC - submodules - {"__version__"}
+
+
+def test_a_public_name_outlives_the_import_of_a_submodule_of_the_same_name() -> None:
+    shared = [module.name for module in pkgutil.iter_modules(st.__path__) if module.name in PUBLIC]
+    for name in shared:
+        importlib.import_module(f"spacetime.{name}")
+    assert [name for name in PUBLIC if inspect.ismodule(getattr(st, name))] == []
+
+
+def test_the_installed_version_is_the_one_in_the_sources() -> None:
+    assert importlib.metadata.version("spacetime-gpu") == st.__version__

@@ -1,0 +1,105 @@
+"""Every value survives JSON unchanged, and a file that does not fit fails with the name of the field."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spacetime.device import Capabilities, Device, Partition
+from spacetime.errors import OptionError
+from spacetime.ir import Kernel, Program, Rows, TensorSpec
+from spacetime.plan import Lane, Plan, RequestView, Segment, Snapshot, TenantView
+from spacetime.trace import LaneEvent, Trace
+from spacetime.values import Value
+from spacetime.workload import Arrival, Workload
+
+VALUES = [
+    Arrival,
+    Capabilities,
+    Device,
+    Kernel,
+    Lane,
+    LaneEvent,
+    Partition,
+    Plan,
+    Program,
+    RequestView,
+    Rows,
+    Segment,
+    Snapshot,
+    TenantView,
+    TensorSpec,
+    Trace,
+    Workload,
+]
+
+# Values are built from their annotations alone, so a new field is covered as soon as it exists.
+st.register_type_strategy(float, st.floats(allow_nan=False))
+
+
+def values_of(kind: type[Value]) -> st.SearchStrategy[Value]:
+    return st.from_type(kind)
+
+
+@pytest.mark.parametrize("kind", VALUES)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_json_round_trip_is_exact(kind: type[Value], data: st.DataObject) -> None:
+    value = data.draw(values_of(kind))
+    again = kind.from_json(value.to_json())
+    assert again == value
+    assert again.to_json() == value.to_json()
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_values_are_frozen(kind: type[Value]) -> None:
+    assert dataclasses.is_dataclass(kind)
+    assert kind.__dataclass_params__.frozen
+
+
+PARTITION = json.loads(Partition(3, 2, 2).to_json())
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"colour": "red"}, r"unknown: \['colour'\]"),
+        ({"atoms": None}, "Partition.atoms: expected int, found NoneType"),
+        ({"atoms": "3"}, "Partition.atoms: expected int, found str"),
+        ({"atoms": True}, "Partition.atoms: expected int, found bool"),
+        ({"atoms": 3.0}, "Partition.atoms: expected int, found float"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, Any], problem: str) -> None:
+    with pytest.raises(OptionError, match=problem):
+        Partition.from_json(json.dumps(PARTITION | change))
+
+
+def test_missing_fields_and_other_shapes_are_named() -> None:
+    with pytest.raises(OptionError, match=r"missing: \['granted_units'\]"):
+        Partition.from_json('{"atoms": 1, "asked_units": 1}')
+    with pytest.raises(OptionError, match="Partition: expected an object, found list"):
+        Partition.from_json("[]")
+    with pytest.raises(OptionError, match=r"Workload.arrivals\[0\].tenant: expected str, found int"):
+        Workload.from_json('{"arrivals": [{"at_us": 0, "tenant": 5, "rows": 1}]}')
+    with pytest.raises(OptionError, match=r"Plan.lanes: expected a list, found dict"):
+        Plan.from_json('{"lanes": {}, "wake_at_us": null, "isolated": true}')
+    with pytest.raises(OptionError, match=r"Plan.wake_at_us: no alternative fits"):
+        Plan.from_json('{"lanes": [], "wake_at_us": "soon", "isolated": true}')
+
+
+def test_integers_stand_for_floats() -> None:
+    device = json.loads(Device("a", "cpu", 2).to_json()) | {"launch_us": 5}
+    launch_us = Device.from_json(json.dumps(device)).launch_us
+    assert launch_us == 5.0 and isinstance(launch_us, float)
+
+
+def test_a_chrome_trace_has_one_event_per_lane() -> None:
+    lane = Lane("c", (RequestView(0, "a", 2, 0),), (Segment(Partition(1, 1, 1)),))
+    (event,) = json.loads(Trace((LaneEvent(lane, 5, 9),)).to_chrome())["traceEvents"]
+    assert (event["ts"], event["dur"], event["args"]["rows"], event["args"]["ok"]) == (5, 4, 2, True)
