@@ -20,10 +20,21 @@ class Partition(Value):
     asked_units: int
     granted_units: int
 
+    @classmethod
+    def floating(cls, units: int) -> Partition:
+        """So many units, wherever the device puts them when a kernel starts (needs `Capabilities.placement`)."""
+        return cls(0, units, units)
+
+    @property
+    def is_floating(self) -> bool:
+        return self.atoms == 0
+
     def overlaps(self, other: Partition) -> bool:
         return bool(self.atoms & other.atoms)
 
     def __str__(self) -> str:
+        if self.is_floating:
+            return f"{self.granted_units} units (anywhere)"
         asked = "" if self.asked_units == self.granted_units else f", asked {self.asked_units}"
         return f"{self.granted_units} units (atoms {self.atoms:#x}{asked})"
 
@@ -35,6 +46,10 @@ class Capabilities(Value):
     partitions: bool  # lanes can be confined to a partition
     segments: bool  # one lane may change its partition between two kernels
     graphs: bool  # a lane can be captured once and replayed
+    placement: bool = False  # a lane may float: the device chooses its units anew for every kernel
+
+
+PARTITIONS_ONLY = Capabilities(partitions=True, segments=False, graphs=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +63,13 @@ class Device(Value):
     flops_per_unit_us: float = 1e5  # fp32
     bytes_per_us: float = 2e4
     launch_us: float = 5.0
+    num_groups: int = 1  # shader engines, GPCs, sockets: atoms are numbered group by group
+    tiles: tuple[tuple[int, int], ...] = ()  # outputs that one unit computes at a time; none: work divides evenly
+    switch_us: float = 0.0  # a lane's change of partition between two kernels
+    memory_bytes: int | None = None
+    cache_bytes: int = 0  # the last level; what co-running lanes keep there
+    idle_watts: float = 0.0
+    busy_watts: float = 0.0  # with every unit at work
 
     @property
     def num_atoms(self) -> int:

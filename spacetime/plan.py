@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spacetime.device import Device, Partition
+from spacetime.device import PARTITIONS_ONLY, Capabilities, Device, Partition
 from spacetime.values import Value
 
 
@@ -38,6 +38,12 @@ class TenantView(Value):
     waiting: tuple[RequestView, ...]  # oldest first; of a long queue only the head is shown
     active_peers: int = 0  # other tenants of its cohort that submitted recently, and may join a lane soon
     min_units: int = 1  # a lane of it is no smaller
+    share_units: int | None = None  # what a policy last gave it by a Resize that is in force
+    resizing: bool = False  # a Resize is being prepared; the old size serves meanwhile
+    arrivals_per_s: float = 0.0  # recent averages: requests that came, ...
+    completions_per_s: float = 0.0  # ... requests that ended well ...
+    latency_us: float = 0.0  # ... and how long they took from arrival to end
+    apart: bool = False  # a straggler: its lanes hold no other tenant until it keeps up again
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,22 @@ class Segment(Value):
 
 
 @dataclass(frozen=True, slots=True)
+class Placement(Value):
+    """How the device puts a floating lane's kernels on units: the command processor's part of a plan."""
+
+    order: str = "conserved"  # "conserved": fewest groups, evenly; "packed": one after another; "distributed": all
+    max_overlap: int = 0  # how many other kernels a unit may be shared with; 0: isolated, with fewer units if need be
+
+
+@dataclass(frozen=True, slots=True)
+class Resize(Value):
+    """From now on the tenant's lanes are to have so many units; in force once executables for them are ready."""
+
+    tenant: str
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lane(Value):
     """One batch on its way through the device. `fused` False: the plain modules, one request after another."""
 
@@ -57,6 +79,7 @@ class Lane(Value):
     requests: tuple[RequestView, ...]
     segments: tuple[Segment, ...]
     fused: bool = True
+    placement: Placement | None = None  # for floating partitions
 
     @property
     def num_rows(self) -> int:
@@ -86,6 +109,7 @@ class Plan(Value):
     lanes: tuple[Lane, ...] = ()
     wake_at_us: int | None = None
     isolated: bool = True  # False: lanes may overlap with each other and with running ones (uncontrolled sharing)
+    resizes: tuple[Resize, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +121,4 @@ class Snapshot(Value):
     free_atoms: int
     tenants: tuple[TenantView, ...]
     running: tuple[Lane, ...] = ()
+    capabilities: Capabilities = PARTITIONS_ONLY

@@ -58,6 +58,9 @@ class CpuBackend:
         worker = idle.pop() if idle else self._new_worker(lane.atoms, idle)
         worker.jobs.put(job)
 
+    def prepare(self, cohort: str, executable: Executable, units: int, ready: Callable[[], None]) -> None:
+        ready()  # programs run on any number of cores
+
     def assist(self, pump: Callable[[], None]) -> bool:
         # The main thread only: every thread that computes keeps a team of its own, see `release_team`.
         is_main = threading.current_thread() is threading.main_thread()

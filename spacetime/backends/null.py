@@ -93,6 +93,9 @@ class NullBackend:
         with self._lock:
             self._now_us = max(self._now_us, until_us)
 
+    def prepare(self, cohort: str, executable: Executable, units: int, ready: Callable[[], None]) -> None:
+        ready()
+
     def assist(self, pump: Callable[[], None]) -> bool:
         pump()
         return False

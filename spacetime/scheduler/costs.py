@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from spacetime.device import Device
 from spacetime.errors import OptionError
 from spacetime.ir import Program
+from spacetime.scheduler.tables import KernelTimes
 
 SAMPLES = 15  # the median of so many lanes shrugs off a few disturbed ones
 OPTIMISM = 0.5  # an estimate from n samples is lowered by this part over (1 + n)
@@ -53,6 +54,16 @@ class _Cohort:
         compute_us = self.program.flops(rows) / (device.flops_per_unit_us * units)
         traffic_us = self.program.bytes(rows, tenants) / (device.bytes_per_us * share)
         return max(compute_us, traffic_us) + len(self.program.kernels) * device.launch_us
+
+    def kernel_priors_us(self, tenants: int, rows: int, units: int) -> list[float]:
+        if self.program is None:
+            return [OPAQUE_US]
+        device = self.device
+        flops_per_us, bytes_per_us = device.flops_per_unit_us * units, device.bytes_per_us * units / device.num_units
+        return [
+            max(kernel.flops(rows) / flops_per_us, kernel.bytes(rows, tenants) / bytes_per_us) + device.launch_us
+            for kernel in self.program.kernels
+        ]
 
     def confidence(self, measured: _Measured) -> int:
         return len(measured.samples) >> (self.num_observed - measured.seen_at) // FORGET_AFTER
@@ -97,6 +108,18 @@ class OnlineCosts:
         if estimate is None:
             estimate = known.estimates[arrangement] = known.estimate_us(tenants, rows, units, fused)
         return estimate
+
+    def kernel_times(self, cohort: str, *, tenants: int, rows: int, fused: bool = True) -> KernelTimes:
+        """The roofline per kernel, each column scaled to what lanes of this size take."""
+        known = self._cohorts.get(cohort) or self._find(cohort)
+        device = known.device
+        sizes = [atoms * device.units_per_atom for atoms in range(1, device.num_atoms)] + [device.num_units]
+        columns = []
+        for units in sizes:
+            lane_us = self.lane_us(cohort, tenants=tenants, rows=rows, units=units, fused=fused)
+            column = known.kernel_priors_us(tenants, rows, units)
+            columns.append([us * lane_us / sum(column) for us in column])
+        return KernelTimes.of(list(zip(*columns, strict=True)))
 
     def observe(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool, duration_us: int) -> None:
         known = self._find(cohort)

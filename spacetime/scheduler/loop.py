@@ -155,7 +155,8 @@ class Scheduler:
         lanes = tuple([running.lane for running in self._running.values()])
         for lane in lanes:
             busy |= lane.atoms
-        return Snapshot(self.backend.now_us(), device, device.all_atoms & ~busy, self._queues.views(), lanes)
+        free, now_us = device.all_atoms & ~busy, self.backend.now_us()
+        return Snapshot(now_us, device, free, self._queues.views(), lanes, self.backend.capabilities)
 
     def lane_done(self, lane_id: int, result: LaneResult) -> None:
         """Complete the lane's futures and keep the books."""

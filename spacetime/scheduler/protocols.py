@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from spacetime.device import Capabilities, Device
 from spacetime.plan import Lane, Plan, Snapshot
+from spacetime.scheduler.tables import KernelTimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,12 @@ class Backend(Protocol):
     ) -> None:
         """Begin the lane and return; `done` is called exactly once, from any thread, whatever happens."""
 
+    def prepare(self, cohort: str, executable: Executable, units: int, ready: Callable[[], None]) -> None:
+        """Make the executable fit to run on so many units, off the hot path, while others go on serving.
+
+        `ready` is called exactly once, from any thread; at once where nothing needs to be made.
+        """
+
     def assist(self, pump: Callable[[], None]) -> bool:
         """The calling thread is about to wait: call `pump`, then run on this thread a lane that it has started,
 
@@ -70,6 +77,9 @@ class CostModel(Protocol):
 
     def lane_us(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool = True) -> float:
         """Predicted duration of a lane: `rows` in all, of `tenants` different tenants, on `units`."""
+
+    def kernel_times(self, cohort: str, *, tenants: int, rows: int, fused: bool = True) -> KernelTimes:
+        """The same lane kernel by kernel, for every number of atoms. Its columns sum up to lane_us()."""
 
 
 class LearningCostModel(CostModel, Protocol):

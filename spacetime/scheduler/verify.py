@@ -71,12 +71,24 @@ def _verify_segments(index: int, lane: Lane, device: Device, capabilities: Capab
         kernel = last
     if kernel != -1:
         raise PlanError(f"lane {index}: segments end at kernel {kernel}", "the last one must end at -1")
+    floating = [segment.partition.is_floating for segment in lane.segments]
+    if any(floating):
+        if not all(floating) or lane.placement is None:
+            facts = f"{sum(floating)} of {len(floating)} segments float, placement is {lane.placement}"
+            raise PlanError(f"lane {index} floats in part", facts, "float in every segment, and say how to place them")
+        if not capabilities.placement:
+            raise PlanError(f"lane {index} floats", "this backend cannot place kernels", "give it atoms")
     if len(lane.segments) > 1 and not capabilities.segments:
         raise PlanError(f"lane {index} has {len(lane.segments)} segments", "this backend can run one per lane")
 
 
 def _verify_partition(index: int, partition: Partition, device: Device) -> None:
     atoms = partition.atoms
+    if partition.is_floating:
+        if not 1 <= partition.granted_units <= device.num_units:
+            facts = f"the device has {device.num_units}"
+            raise PlanError(f"lane {index}: {partition.granted_units} floating units were granted", facts)
+        return
     if atoms <= 0 or atoms & ~device.all_atoms:
         raise PlanError(f"lane {index}: atoms {atoms:#x} are not on the device", f"it has {device.all_atoms:#x}")
     granted = device.num_units if atoms == device.all_atoms else atoms.bit_count() * device.units_per_atom

@@ -15,6 +15,7 @@ from spacetime.scheduler.loop import Scheduler
 from spacetime.scheduler.protocols import Outcome, Policy
 from spacetime.scheduler.registry import get_policy
 from spacetime.scheduler.request import Request, TenantSpec, make_request
+from spacetime.scheduler.tables import KernelTimes
 
 CORES = Device("four cores", "null", num_units=4)
 
@@ -102,8 +103,19 @@ def snapshot(
 class TableCosts:
     """Costs by a formula: lane_us = formula(tenants, rows, units)."""
 
-    def __init__(self, formula: Callable[[int, int, int], float] = lambda tenants, rows, units: 1000.0) -> None:
+    def __init__(
+        self, formula: Callable[[int, int, int], float] = lambda tenants, rows, units: 1000.0, device: Device = CORES
+    ) -> None:
         self.formula = formula
+        self.device = device
 
     def lane_us(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool = True) -> float:
         return self.formula(tenants, rows, units)
+
+    def kernel_times(self, cohort: str, *, tenants: int, rows: int, fused: bool = True) -> KernelTimes:
+        sizes = range(1, self.device.num_atoms + 1)
+        us = [
+            self.lane_us(cohort, tenants=tenants, rows=rows, units=atoms * self.device.units_per_atom, fused=fused)
+            for atoms in sizes
+        ]
+        return KernelTimes.of([us])

@@ -117,3 +117,13 @@ def test_cohorts_are_learned_apart_and_registered_once() -> None:
 def test_an_unknown_cohort_is_an_error() -> None:
     with pytest.raises(OptionError, match=r"cohort 'x' has no costs(.|\n)*known: c"):
         known().lane_us("x", tenants=1, rows=1, units=1)
+
+
+def test_kernel_times_sum_up_to_the_lane() -> None:
+    costs = known()
+    tell(costs, 300, units=2)
+    times = costs.kernel_times("c", tenants=1, rows=1)
+    assert (times.num_kernels, times.num_atoms) == (2, 4)
+    for units in (1, 2, 3, 4):
+        assert times.lane_us(units) == pytest.approx(ask(costs, units=units))
+    assert times.us[0].tolist() == pytest.approx(times.us[1].tolist())

@@ -8,7 +8,7 @@ import pytest
 
 from spacetime.device import Capabilities, Device, Partition
 from spacetime.errors import PlanError
-from spacetime.plan import Lane, Plan, RequestView, Segment, Snapshot
+from spacetime.plan import Lane, Placement, Plan, RequestView, Segment, Snapshot
 from spacetime.scheduler.verify import verify
 from tests.scheduler.harness import snapshot, tenant_view
 
@@ -44,7 +44,7 @@ VIOLATIONS = [
     ("lane 0 is of cohort 'cohort'", [replace(GOOD, requests=(A.waiting[0], FAR.waiting[0]))]),
     ("'opaque' is not fusible", [replace(GOOD, requests=OPAQUE.waiting[:1])]),
     ("'opaque' is not fusible", [replace(GOOD, requests=(OPAQUE.waiting[0], A.waiting[0]), fused=False)]),
-    ("not on the device", [on(Partition(0, 4, 4))]),
+    ("floats in part", [on(Partition(0, 4, 4))]),
     ("not on the device", [on(Partition(16, 4, 4))]),
     ("8 units were granted", [on(Partition(1, 4, 8))]),
     ("5 units were asked", [on(Partition(1, 5, 4))]),
@@ -99,3 +99,30 @@ def test_a_plan_wakes_in_the_future() -> None:
     with pytest.raises(PlanError, match="wake_at_us is 1000"):
         verify(Plan(wake_at_us=1000), SNAPSHOT, CAPABLE)
     verify(Plan(wake_at_us=1001), SNAPSHOT, CAPABLE)
+
+
+ANYWHERE = Partition.floating(3)
+FLOATING = replace(GOOD, segments=(Segment(ANYWHERE),), placement=Placement())
+PLACING = replace(CAPABLE, placement=True)
+
+
+def test_floating_lanes_overlap_nothing_and_need_a_device_that_places_them() -> None:
+    verify(Plan((FLOATING,)), replace(SNAPSHOT, free_atoms=0), PLACING)
+    with pytest.raises(PlanError, match="cannot place"):
+        verify(Plan((FLOATING,)), SNAPSHOT, CAPABLE)
+
+
+@pytest.mark.parametrize(
+    ("problem", "lane"),
+    [
+        ("floats in part", replace(FLOATING, placement=None)),
+        (
+            "floats in part",
+            replace(FLOATING, segments=(Segment(ANYWHERE, 0, 1), Segment(DEVICE.whole, 1))),
+        ),
+        ("999 floating units", replace(FLOATING, segments=(Segment(Partition.floating(999)),))),
+    ],
+)
+def test_bad_floating_lanes_are_found(problem: str, lane: Lane) -> None:
+    with pytest.raises(PlanError, match=problem):
+        verify(Plan((lane,)), SNAPSHOT, PLACING)

@@ -1,0 +1,57 @@
+"""Latency of a lane by kernel and by number of atoms: what right-sizing looks at. Policies and cost models share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOLERANCE = 0.05  # the knee is the least size within this part of the best latency
+
+
+@dataclass(frozen=True, eq=False)
+class KernelTimes:
+    """`us[k, a - 1]` is the latency of kernel k on a atoms, alone on the device. Read-only.
+
+    >>> times = KernelTimes.of([[8.0, 4.0, 4.0], [3.0, 3.0, 3.0]])
+    >>> times.lane_us(2), times.knee(), times.knees().tolist()
+    (7.0, 2, [2, 1])
+    """
+
+    us: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        assert self.us.ndim == 2 and self.us.size, "at least one kernel on at least one atom"
+        self.us.setflags(write=False)
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[float]]) -> KernelTimes:
+        return cls(np.array(rows, dtype=np.float64))
+
+    @property
+    def num_kernels(self) -> int:
+        return int(self.us.shape[0])
+
+    @property
+    def num_atoms(self) -> int:
+        return int(self.us.shape[1])
+
+    def lane_us(self, atoms: int) -> float:
+        """All kernels one after another on so many atoms."""
+        return float(self.us[:, atoms - 1].sum())
+
+    def knee(self, tolerance: float = TOLERANCE) -> int:
+        """The least number of atoms on which the whole lane is within the tolerance of its best."""
+        return int(_knees(self.us.sum(axis=0, keepdims=True), tolerance)[0])
+
+    def knees(self, tolerance: float = TOLERANCE) -> NDArray[np.int64]:
+        """The same for every kernel by itself."""
+        return _knees(self.us, tolerance)
+
+
+def _knees(us: NDArray[np.float64], tolerance: float) -> NDArray[np.int64]:
+    within = us <= us.min(axis=1, keepdims=True) * (1 + tolerance)
+    knees: NDArray[np.int64] = within.argmax(axis=1).astype(np.int64) + 1
+    return knees
