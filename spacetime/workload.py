@@ -20,10 +20,23 @@ class Arrival(Value):
 
 
 @dataclass(frozen=True, slots=True)
+class Resident(Value):
+    """A tenant of a workload: what it runs, and what it was promised."""
+
+    name: str
+    model: str  # a name that whoever plays the workload can make a model of
+    slo_us: int | None = None
+    weight: float = 1.0
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Workload(Value):
-    """Arrivals in order of time."""
+    """Arrivals in order of time, or, in a closed loop, each tenant's requests in order."""
 
     arrivals: tuple[Arrival, ...]
+    residents: tuple[Resident, ...] = ()  # empty: whoever plays it knows the tenants by name
+    outstanding: int | None = None  # closed loop: so many requests of each tenant wait or run at any time
 
     @property
     def tenants(self) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def test_missing_fields_and_other_shapes_are_named() -> None:
     with pytest.raises(OptionError, match="Partition: expected an object, found list"):
         Partition.from_json("[]")
     with pytest.raises(OptionError, match=r"Workload.arrivals\[0\].tenant: expected str, found int"):
-        Workload.from_json('{"arrivals": [{"at_us": 0, "tenant": 5, "rows": 1}]}')
+        Workload.from_json('{"arrivals": [{"at_us": 0, "tenant": 5, "rows": 1}], "residents": [], "outstanding": null}')
     with pytest.raises(OptionError, match=r"Plan.lanes: expected a list, found dict"):
         Plan.from_json('{"lanes": {}, "wake_at_us": null, "isolated": true, "resizes": []}')
     with pytest.raises(OptionError, match=r"Plan.wake_at_us: no alternative fits"):
