@@ -26,6 +26,7 @@ LAYERS = (
     ("capture",),
     ("kernels",),
     ("backends",),
+    ("profiler",),
     ("runtime",),
     ("api",),
     ("zoo",),

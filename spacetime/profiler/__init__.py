@@ -1,0 +1,1 @@
+"""The profiler: measures kernels, finds knees, keeps profiles. The CLI and the public `profile` stand on it."""

@@ -1,0 +1,68 @@
+"""What a measurement is, as values: where it was taken, of which kernel, how. The store keeps them; no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from spacetime.profiler.curves import Point
+from spacetime.values import Value, encode
+
+SCHEMA = 1  # of the lines in a store; profiles/schema.json describes them
+
+
+@dataclass(frozen=True, slots=True)
+class Environment(Value):
+    """Everything that may change a latency. Measurements of different environments are never mixed."""
+
+    device: str  # as Device.name
+    kind: str  # "cpu" | "cuda" | "hip" | "model"
+    num_units: int
+    driver: str  # kernel or driver version; of a modelled device the version of the model
+    versions: tuple[tuple[str, str], ...]  # library -> version, sorted
+
+    @property
+    def id(self) -> str:
+        """Short and stable: equal environments have equal ids."""
+        text = json.dumps(encode(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def differences(self, other: Environment) -> tuple[str, ...]:
+        """What differs, one line each: "torch: 2.12 here, 2.13 there"."""
+        mine, theirs = self._facts(), other._facts()
+        return tuple(
+            f"{name}: {mine.get(name, 'absent')} here, {theirs.get(name, 'absent')} there"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        )
+
+    def _facts(self) -> dict[str, str]:
+        named = {"device": self.device, "kind": self.kind, "num_units": str(self.num_units), "driver": self.driver}
+        return named | dict(self.versions)
+
+
+@dataclass(frozen=True, slots=True)
+class Key(Value):
+    """One kernel at one batch size on one number of units. `kernel` is ir.Kernel.key: operation, shapes, attributes."""
+
+    kernel: str
+    rows: int
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement(Value):
+    """Latencies of one key, and how they were taken."""
+
+    key: Key
+    op: str
+    dtype: str
+    samples_us: tuple[float, ...]
+    method: str  # "measured" | "modelled"
+    cache: str  # "warm": weights as the last repeat left them; "cold": caches swept before each
+    date: str  # YYYY-MM-DD
+
+    @property
+    def point(self) -> Point:
+        return Point(self.key.units, self.samples_us)
