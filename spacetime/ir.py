@@ -59,7 +59,7 @@ class Kernel(Value):
     attributes: str  # everything else that changes what is computed, canonically printed
     flops_per_row: int
     bytes_per_row: int
-    weight_bytes: int
+    weight_bytes: int  # that a launch reads, per set of weights
 
     @property
     def key(self) -> str:

@@ -27,6 +27,7 @@ VIEWS = frozenset(
     feature_dropout contiguous""".split()
 )
 GEMMS = frozenset("linear matmul bmm mm addmm baddbmm scaled_dot_product_attention".split())
+LOOKUPS = frozenset(["embedding"])
 CONVS = frozenset("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d".split())
 
 
@@ -132,6 +133,15 @@ class _Builder:
         inputs = tuple(spec for source in operands for spec in _flat(self.proof.specs[source]))
         outputs = _flat(self.proof.specs[node])
         moving = [spec for spec in inputs + outputs if spec.row_dim is not None]
+        weight_bytes = sum(
+            spec.size(1) * _itemsize(spec)
+            for source, specs in ((source, self.proof.specs[source]) for source in operands)
+            if source in self.proof.constants
+            for spec in _flat(specs)
+        )
+        if name in LOOKUPS:  # reads what it writes, not the whole table
+            moving += [spec for spec in outputs if spec.row_dim is not None]
+            weight_bytes = 0
         return Kernel(
             index=len(self.kernels),
             name=_readable_name(node),
@@ -144,12 +154,7 @@ class _Builder:
             attributes=self._attributes(node),
             flops_per_row=_flops(node, name, self.proof, outputs),
             bytes_per_row=sum(spec.size(1) * _itemsize(spec) for spec in moving),
-            weight_bytes=sum(
-                spec.size(1) * _itemsize(spec)
-                for source, specs in ((source, self.proof.specs[source]) for source in operands)
-                if source in self.proof.constants
-                for spec in _flat(specs)
-            ),
+            weight_bytes=weight_bytes,
         )
 
     def _attributes(self, node: fx.Node) -> str:

@@ -1,0 +1,1 @@
+"""A backend with a virtual clock, and what it simulates. No torch."""
