@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
 
+from spacetime.arrivals import Phase, counted_times, gamma_times, mmpp_times, poisson_times, read_functions
 from spacetime.errors import OptionError
 from spacetime.values import Value
 
@@ -47,26 +51,166 @@ class Workload(Value):
         return sum(arrival.rows for arrival in self.arrivals)
 
 
-def closed_loop(tenants: Sequence[str], num_requests: int, rows: Sequence[int] = (1,), seed: int = 0) -> Workload:
-    """`num_requests` per tenant, all due at once: each tenant sends its next request when the last one ends."""
+def closed_loop(
+    tenants: Sequence[str],
+    num_requests: int,
+    rows: Sequence[int] = (1,),
+    seed: int = 0,
+    *,
+    models: Sequence[str] = (),
+    slo_us: int | None = None,
+) -> Workload:
+    """`num_requests` per tenant, all due at once: each tenant sends its next request when the last one ends.
+
+    As everywhere here: a request has one of `rows` rows, all equally likely; the `models` take turns over the tenants.
+    """
     rng = random.Random(seed)
     order = [(round_, tenant) for round_ in range(num_requests) for tenant in tenants]
-    return Workload(tuple(Arrival(0, tenant, rng.choice(rows)) for _, tenant in order))
+    arrivals = tuple(Arrival(0, tenant, rng.choice(rows)) for _, tenant in order)
+    return Workload(arrivals, _residents(tenants, models, slo_us), outstanding=1)
 
 
 def poisson(
-    rates_per_s: Sequence[tuple[str, float]], duration_s: float, rows: Sequence[int] = (1,), seed: int = 0
+    rates_per_s: Sequence[tuple[str, float]],
+    duration_s: float,
+    rows: Sequence[int] = (1,),
+    seed: int = 0,
+    *,
+    models: Sequence[str] = (),
+    slo_us: int | None = None,
 ) -> Workload:
     """Independent Poisson streams, one per tenant."""
+    _check_rates(rates_per_s)
+    streams = [(tenant, partial(poisson_times, rate, duration_s)) for tenant, rate in rates_per_s]
+    return _open_loop(streams, duration_s, rows, seed, models, slo_us)
+
+
+def gamma(
+    rates_per_s: Sequence[tuple[str, float]],
+    duration_s: float,
+    cv: float,
+    rows: Sequence[int] = (1,),
+    seed: int = 0,
+    *,
+    models: Sequence[str] = (),
+    slo_us: int | None = None,
+) -> Workload:
+    """Gaps of a gamma distribution: `cv`, standard deviation over mean, above 1 makes bursts, below 1 a steady beat."""
+    _check_rates(rates_per_s)
+    _check_positive("cv", cv)
+    streams = [(tenant, partial(gamma_times, rate, cv, duration_s)) for tenant, rate in rates_per_s]
+    return _open_loop(streams, duration_s, rows, seed, models, slo_us)
+
+
+def mmpp(
+    phases: Sequence[tuple[str, Sequence[Phase]]],
+    duration_s: float,
+    rows: Sequence[int] = (1,),
+    seed: int = 0,
+    *,
+    models: Sequence[str] = (),
+    slo_us: int | None = None,
+) -> Workload:
+    """Markov-modulated Poisson: each tenant is in one of its phases, stays for a random while, goes on to another."""
+    for tenant, its in phases:
+        if len(its) < 2 or all(phase.rate_per_s == 0 for phase in its):
+            facts = f"{len(its)} phases, rates {[phase.rate_per_s for phase in its]}"
+            raise OptionError(f"tenant {tenant!r} has no phases to go between", facts, "give two, one with a rate")
+        for phase in its:
+            _check_positive("mean_dwell_s", phase.mean_dwell_s)
+            if phase.rate_per_s < 0:
+                _check_positive("rate_per_s", phase.rate_per_s)
+    streams = [(tenant, partial(mmpp_times, tuple(its), duration_s)) for tenant, its in phases]
+    return _open_loop(streams, duration_s, rows, seed, models, slo_us)
+
+
+def azure_functions(
+    path: str | Path,
+    num_tenants: int,
+    rows: Sequence[int] = (1,),
+    seed: int = 0,
+    *,
+    choose: Literal["busiest", "random"] = "busiest",
+    minutes: tuple[int, int | None] = (0, None),
+    spread: Literal["even", "poisson"] = "poisson",
+    speed: float = 1.0,
+    models: Sequence[str] = (),
+    slo_us: int | None = None,
+) -> Workload:
+    """A day of Azure Functions (2019 schema, `invocations_per_function_md.anon.d*.csv`): functions become tenants.
+
+    `minutes`: from the first, up to before the second. Within a minute the invocations come at equal distances
+    ("even") or independently ("poisson"). `speed` 60 plays an hour in a minute.
+    """
+    _check_positive("num_tenants", num_tenants)
+    _check_positive("speed", speed)
+    _check_choice("choose", choose, ("busiest", "random"))
+    _check_choice("spread", spread, ("even", "poisson"))
+    functions = read_functions(path, num_tenants, choose, minutes, random.Random(seed))
+    streams = [(each.name, partial(counted_times, each.counts, spread, speed)) for each in functions]
+    return _open_loop(streams, len(functions[0].counts) * 60 / speed, rows, seed, models, slo_us)
+
+
+def merge(*workloads: Workload) -> Workload:
+    """Several open-loop workloads at once: a flood beside steady tenants. Tenants of one name become one."""
+    if any(workload.outstanding is not None for workload in workloads):
+        raise OptionError("a closed loop cannot be merged", "its requests have no times", "merge open loops")
+    residents: dict[str, Resident] = {}
+    for resident in (resident for workload in workloads for resident in workload.residents):
+        if residents.setdefault(resident.name, resident) != resident:
+            facts = f"{residents[resident.name]} and {resident}"
+            raise OptionError(f"tenant {resident.name!r} differs between workloads", facts, "give them other names")
+    return Workload(
+        _in_order(arrival for workload in workloads for arrival in workload.arrivals), (*residents.values(),)
+    )
+
+
+Stream = tuple[str, Callable[[random.Random], Iterator[float]]]
+
+
+def _open_loop(
+    streams: Sequence[Stream],
+    duration_s: float,
+    rows: Sequence[int],
+    seed: int,
+    models: Sequence[str],
+    slo_us: int | None,
+) -> Workload:
+    """Every tenant has a generator of its own: what one does moves no other."""
     if duration_s <= 0:
         raise OptionError(f"a workload of {duration_s} s was asked for", "duration_s must be positive")
     arrivals = []
-    for index, (tenant, rate) in enumerate(rates_per_s):
+    for index, (tenant, times) in enumerate(streams):
+        rng = random.Random(f"{seed}/{index}")
+        arrivals += [Arrival(int(at_s * 1e6), tenant, rng.choice(rows)) for at_s in times(rng)]
+    return Workload(_in_order(arrivals), _residents([tenant for tenant, _ in streams], models, slo_us))
+
+
+def _in_order(arrivals: Iterable[Arrival]) -> tuple[Arrival, ...]:
+    return tuple(sorted(arrivals, key=lambda arrival: (arrival.at_us, arrival.tenant)))
+
+
+def _residents(tenants: Sequence[str], models: Sequence[str], slo_us: int | None) -> tuple[Resident, ...]:
+    if not models:
+        if slo_us is not None:
+            raise OptionError(
+                f"slo_us={slo_us} was given without models", next_step="say what the tenants run: models="
+            )
+        return ()
+    return tuple(Resident(tenant, models[i % len(models)], slo_us) for i, tenant in enumerate(tenants))
+
+
+def _check_rates(rates_per_s: Sequence[tuple[str, float]]) -> None:
+    for tenant, rate in rates_per_s:
         if rate <= 0:
             raise OptionError(f"tenant {tenant!r} has a rate of {rate} requests per second", "rates must be positive")
-        rng = random.Random(f"{seed}/{index}")
-        at_s = rng.expovariate(rate)
-        while at_s < duration_s:
-            arrivals.append(Arrival(int(at_s * 1e6), tenant, rng.choice(rows)))
-            at_s += rng.expovariate(rate)
-    return Workload(tuple(sorted(arrivals, key=lambda arrival: (arrival.at_us, arrival.tenant))))
+
+
+def _check_positive(option: str, value: float) -> None:
+    if value <= 0:
+        raise OptionError(f"{option} is {value}", "it must be positive")
+
+
+def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise OptionError(f"{option} {value!r} does not exist", f"known: {', '.join(known)}", "name one of these")

@@ -18,11 +18,12 @@ PACKAGE = Path(__file__).parents[1] / "spacetime"
 # Bottom to top. A module imports from lower rows, and from its own package; neighbours in a row do not know each other.
 LAYERS = (
     ("errors", "_version"),
-    ("values",),
+    ("values", "arrivals", "perfetto"),
     ("device", "ir", "workload"),
     ("plan", "loadgen"),
     ("trace",),
     ("scheduler",),
+    ("sim",),
     ("capture",),
     ("kernels",),
     ("backends",),
@@ -41,6 +42,8 @@ MAY_IMPORT_ONLY = {"zoo": {"errors"}}
 WITHOUT_TORCH = (
     "errors",
     "values",
+    "arrivals",
+    "perfetto",
     "device",
     "ir",
     "workload",
@@ -48,6 +51,7 @@ WITHOUT_TORCH = (
     "plan",
     "trace",
     "scheduler",
+    "sim",
     "backends.null",
 )
 

@@ -97,9 +97,3 @@ def test_integers_stand_for_floats() -> None:
     device = json.loads(Device("a", "cpu", 2).to_json()) | {"launch_us": 5}
     launch_us = Device.from_json(json.dumps(device)).launch_us
     assert launch_us == 5.0 and isinstance(launch_us, float)
-
-
-def test_a_chrome_trace_has_one_event_per_lane() -> None:
-    lane = Lane("c", (RequestView(0, "a", 2, 0),), (Segment(Partition(1, 1, 1)),))
-    (event,) = json.loads(Trace((LaneEvent(lane, 5, 9),)).to_chrome())["traceEvents"]
-    assert (event["ts"], event["dur"], event["args"]["rows"], event["args"]["ok"]) == (5, 4, 2, True)

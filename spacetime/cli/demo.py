@@ -22,10 +22,13 @@ from spacetime.cli import traffic
 from spacetime.device import Device
 from spacetime.errors import OptionError
 from spacetime.scheduler.registry import get_policy
+from spacetime.trace import Trace
 from spacetime.values import Value
 
 BASELINE = "time_slice"  # as if the models were called one after another
 POLICIES = (BASELINE, "streams", "space_time")
+PERFETTO_SUFFIXES = (".pftrace", ".perfetto-trace")
+TRACE_HELP = f"Write the last policy's lanes: for Perfetto to {' or '.join(PERFETTO_SUFFIXES)}, else as Chrome JSON."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ def demo(
     seconds: Annotated[float, typer.Option(min=0, help="Traffic per policy, about, warm-up included.")] = 10.0,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, inputs and request sizes.")] = 0,
     policy: Annotated[list[str] | None, typer.Option(help="Only these; repeat the option for several.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="Write the last policy's lanes as Chrome JSON.")] = None,
+    trace: Annotated[Path | None, typer.Option(help=TRACE_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Serve the same mixed traffic under several policies: throughput, latency, and whether every result is right."""
@@ -85,7 +88,7 @@ def _measure(
         run, trace = traffic.run_policy(name, device, models, warm_up, measured, progress)
         runs.append(run)
     if trace_path is not None:
-        trace_path.write_text(trace.to_chrome(), encoding="utf-8")
+        _write(trace, trace_path)
     return DemoReport(
         device=described,
         torch_version=torch.__version__,
@@ -95,6 +98,13 @@ def _measure(
         seed=seed,
         runs=tuple(runs),
     )
+
+
+def _write(trace: Trace, path: Path) -> None:
+    if path.suffix in PERFETTO_SUFFIXES:
+        path.write_bytes(trace.to_perfetto())
+    else:
+        path.write_text(trace.to_chrome(), encoding="utf-8")
 
 
 @contextmanager

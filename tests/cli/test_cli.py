@@ -100,6 +100,17 @@ def test_the_demo_serves_the_same_requests_under_every_policy(
     assert json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
 
 
+def test_the_demo_writes_a_perfetto_trace_where_the_suffix_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.pftrace"
+    ended = run(capsys, *SMALL_DEMO, "--policy", "time_slice", "--trace", str(trace))
+    assert ended.code == 0
+    written = trace.read_bytes()
+    assert written[0] == 1 << 3 | 2  # a Trace message starts with a packet
+    assert b"partitions" in written and b"mlp/0" in written
+
+
 def test_the_demo_prints_a_table_of_the_chosen_policies(capsys: pytest.CaptureFixture[str]) -> None:
     ended = run(capsys, *SMALL_DEMO, "--policy", "streams", "--policy", "time_slice")
     assert ended.code == 0
