@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import add, decision, lone, numerics, throughput
+from bench import add, decision, lone, masks, numerics, throughput
 from bench.cases import FULL, QUICK, Scale
 from bench.provenance import Provenance, collect
 from bench.results import Measurement, Row, append, default_path
@@ -19,6 +19,7 @@ CASES: dict[str, Callable[[Scale], Iterator[Measurement]]] = {
     "add": add.run,
     "lone": lone.run,
     "decision": decision.run,
+    "masks": masks.run,
     "throughput": throughput.run,
 }
 
