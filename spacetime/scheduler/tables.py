@@ -1,9 +1,13 @@
-"""Latency of a lane by kernel and by number of atoms: what right-sizing looks at. Policies and cost models share it."""
+"""Latencies by kernel: of a lane on every number of atoms, which is what right-sizing looks at, and as measured.
+
+Policies and cost models share them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +53,31 @@ class KernelTimes:
     def knees(self, tolerance: float = TOLERANCE) -> NDArray[np.int64]:
         """The same for every kernel by itself."""
         return _knees(self.us, tolerance)
+
+
+class LatencyTable(Protocol):
+    """Measured latencies of kernels, launch included: one tenant's weights, alone on so many units."""
+
+    def kernel_us(self, key: str, rows: int, units: int) -> float | None:
+        """Of the kernel with this `ir.Kernel.key`; None: not measured."""
+
+    def measured(self, key: str) -> Sequence[tuple[int, int]]:
+        """The (rows, units) for which `kernel_us` has an answer."""
+
+
+def units_law(units: NDArray[np.float64], us: NDArray[np.float64]) -> tuple[float, float]:
+    """(m, b) of l(u) = m / u + b, closest in relative terms to latencies measured on two or more sizes.
+
+    >>> units_law(np.array([1.0, 2.0, 4.0]), np.array([9.0, 5.0, 3.0]))
+    (8.0, 1.0)
+    """
+    shrinking, constant = 1 / units / us, 1 / us  # m * shrinking + b * constant should be 1
+    (parallel, serial), *_ = np.linalg.lstsq(np.stack([shrinking, constant], axis=1), np.ones_like(us), rcond=None)
+    if parallel < 0:
+        parallel, serial = 0.0, constant.sum() / (constant @ constant)
+    elif serial < 0:
+        parallel, serial = shrinking.sum() / (shrinking @ shrinking), 0.0
+    return round(float(parallel), 9), round(float(serial), 9)
 
 
 def _knees(us: NDArray[np.float64], tolerance: float) -> NDArray[np.int64]:

@@ -1,10 +1,13 @@
-"""Kernel times: sums, knees, and that nobody changes them."""
+"""Kernel times: sums, knees, and that nobody changes them; the law of latency over units."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from spacetime.scheduler.tables import KernelTimes
+from spacetime.scheduler.tables import KernelTimes, units_law
 
 TIMES = KernelTimes.of([[8.0, 4.1, 4.0, 4.2], [3.0, 3.0, 3.0, 3.0], [12.0, 6.0, 4.0, 3.0]])
 
@@ -25,3 +28,24 @@ def test_the_knee_is_the_least_size_within_the_tolerance(tolerance: float, knees
 def test_they_are_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         TIMES.us[0, 0] = 1.0
+
+
+@given(parallel=st.floats(1.0, 1e5), serial=st.floats(0.1, 1e3))
+def test_the_law_of_units_is_found_again(parallel: float, serial: float) -> None:
+    units = np.array([1.0, 4.0, 32.0])
+    found = units_law(units, parallel / units + serial)
+    assert found[0] / units + found[1] == pytest.approx(parallel / units + serial)
+
+
+@given(us=st.lists(st.floats(0.1, 1e4), min_size=3, max_size=3))
+def test_neither_part_of_the_law_is_negative_whatever_was_measured(us: list[float]) -> None:
+    parallel, serial = units_law(np.array([1.0, 2.0, 4.0]), np.array(us))
+    assert parallel >= 0 and serial >= 0 and parallel + serial > 0
+
+
+def test_latencies_that_rise_or_fall_too_fast_are_levelled_out() -> None:
+    rising, steep = np.array([2.0, 3.0, 4.0]), np.array([8.0, 3.0, 1.0])
+    parallel, serial = units_law(np.array([1.0, 2.0, 4.0]), rising)
+    assert parallel == 0 and 2 < serial < 4
+    parallel, serial = units_law(np.array([1.0, 2.0, 4.0]), steep)
+    assert serial == 0 and 4 < parallel < 8
