@@ -1,0 +1,176 @@
+"""Partitions of an NVIDIA GPU as green contexts: a menu made at start, the rest made in the background. No torch.
+
+The SMs are split once into atoms; a partition is a union of atoms, so any two of them overlap exactly where their
+masks do. The menu holds what policies ask for most: prefixes, their complementary suffixes, aligned blocks, and the
+whole. Another union is made when it is first wanted, off the hot path; until it is ready its lanes run on the largest
+ready partition inside it, which keeps them isolated. Contexts are never made current: a stream is all that a lane
+needs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from spacetime.backends.cuda.driver import Driver
+from spacetime.device import Partition
+from spacetime.errors import PartitionError, SpacetimeError
+
+ATOM_UNITS = 8  # Hopper grants SMs by eights; older chips grant at least as finely
+MOST_EXTRA = 32  # partitions beside the menu that are kept
+
+Later = Callable[[Callable[[], None]], None]  # have a function called soon, on another thread
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Where a lane may run: a stream, and what stands behind it. `atoms` may be fewer than were asked for."""
+
+    stream: int
+    atoms: int
+    units: int
+
+
+@dataclass(slots=True)
+class _Made:
+    grant: Grant
+    context: Any
+    users: int = 0
+
+
+def menu(num_atoms: int) -> tuple[int, ...]:
+    """Masks made at start, smallest first: aligned power-of-two blocks, prefixes, suffixes, the whole.
+
+    >>> [f"{mask:03b}" for mask in menu(3)]
+    ['001', '010', '100', '011', '110', '111']
+    """
+    whole = (1 << num_atoms) - 1
+    masks = {whole}
+    for size in range(1, num_atoms):
+        prefix = (1 << size) - 1
+        masks |= {prefix, whole & ~prefix}
+    size = 1
+    while size < num_atoms:
+        masks |= {((1 << size) - 1) << start for start in range(0, num_atoms - size + 1, size)}
+        size *= 2
+    return tuple(sorted(masks, key=lambda mask: (mask.bit_count(), mask)))
+
+
+class GreenContexts:
+    """All partitions of one device. `acquire` and `release` are cheap and create nothing; any thread may call them."""
+
+    def __init__(self, driver: Driver, device: int, later: Later, *, atom_units: int = ATOM_UNITS) -> None:
+        self._driver = driver
+        self._device = device
+        self._later = later
+        self._lock = threading.Lock()
+        resource = driver.sm_resource(device)
+        self.num_units = driver.num_units(resource)
+        split = driver.split(resource, atom_units)
+        self._atoms = split.groups
+        self._remainder = split.remainder
+        sizes = {driver.num_units(group) for group in split.groups}
+        if len(sizes) != 1:
+            raise PartitionError(
+                f"device {device} was split into groups of {sorted(sizes)} SMs",
+                f"{atom_units} were asked for",
+                "partitions need groups of one size; use policy='time_slice', which needs no partitions",
+            )
+        self.units_per_atom = sizes.pop()
+        self._menu: dict[int, _Made] = {}
+        self._extra: OrderedDict[int, _Made] = OrderedDict()
+        self._wanted: set[int] = set()
+        self._refused: dict[int, str] = {}
+        try:
+            for mask in menu(len(self._atoms)):
+                self._menu[mask] = self._make(mask)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def num_atoms(self) -> int:
+        return len(self._atoms)
+
+    @property
+    def refused(self) -> dict[int, str]:
+        """Unions that the driver would not make, and what it said."""
+        with self._lock:
+            return dict(self._refused)
+
+    def acquire(self, partition: Partition) -> Grant:
+        """The partition's stream, or that of the largest ready part of it. Kept until `release`."""
+        atoms = partition.atoms
+        if not atoms or atoms >> len(self._atoms):
+            raise PartitionError(
+                f"a partition on atoms {atoms:#x} was asked for", f"device {self._device} has {len(self._atoms)} atoms"
+            )
+        with self._lock:
+            made = self._menu.get(atoms) or self._extra.get(atoms)
+            if made is None:
+                made = self._largest_inside(atoms)
+                self._want(atoms)
+            elif atoms in self._extra:
+                self._extra.move_to_end(atoms)
+            made.users += 1
+            return made.grant
+
+    def release(self, grant: Grant) -> None:
+        """Nothing more is put on the grant's stream by this caller, and what was put there has ended."""
+        with self._lock:
+            made = self._menu.get(grant.atoms) or self._extra[grant.atoms]
+            made.users -= 1
+
+    def close(self) -> None:
+        """Destroy every stream, then its context. No lane is running."""
+        with self._lock:
+            for made in (*self._extra.values(), *self._menu.values()):
+                self._destroy(made)
+            self._extra.clear()
+            self._menu.clear()
+
+    def _largest_inside(self, atoms: int) -> _Made:
+        """Aligned blocks of one atom are on the menu, so there is always one."""
+        ready = (*self._menu.items(), *self._extra.items())
+        return max((item for item in ready if not item[0] & ~atoms), key=lambda item: item[0].bit_count())[1]
+
+    def _want(self, atoms: int) -> None:
+        if atoms not in self._wanted and atoms not in self._refused:
+            self._wanted.add(atoms)
+            self._later(lambda: self._make_wanted(atoms))
+
+    def _make_wanted(self, atoms: int) -> None:
+        """In the background. What the driver refuses is remembered and not tried again."""
+        try:
+            made = self._make(atoms)
+        except SpacetimeError as error:
+            with self._lock:
+                self._wanted.discard(atoms)
+                self._refused[atoms] = str(error)
+            return
+        with self._lock:
+            self._wanted.discard(atoms)
+            self._extra[atoms] = made
+            unused = [mask for mask, known in self._extra.items() if not known.users and mask != atoms]
+            surplus = [self._extra.pop(mask) for mask in unused[: max(0, len(self._extra) - MOST_EXTRA)]]
+        for old in surplus:
+            self._destroy(old)
+
+    def _make(self, atoms: int) -> _Made:
+        resources = [resource for index, resource in enumerate(self._atoms) if atoms >> index & 1]
+        if len(resources) == len(self._atoms) and self._remainder is not None:
+            resources.append(self._remainder)
+        context = self._driver.create_context(self._device, resources)
+        try:
+            grant = Grant(self._driver.create_stream(context, 0), atoms, self._driver.context_units(context))
+        except BaseException:
+            self._driver.destroy_context(context)
+            raise
+        return _Made(grant, context)
+
+    def _destroy(self, made: _Made) -> None:
+        self._driver.destroy_stream(made.grant.stream)
+        self._driver.destroy_context(made.context)

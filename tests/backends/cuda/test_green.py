@@ -1,0 +1,152 @@
+"""Green contexts on a recording driver: what is made when, what overlaps, and that the hot path makes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spacetime.backends.cuda import green
+from spacetime.backends.cuda.driver import DriverError
+from spacetime.backends.cuda.green import Grant, GreenContexts, menu
+from spacetime.device import Partition
+from spacetime.errors import PartitionError
+from tests.backends.cuda.fake_driver import FakeDriver
+
+ODD = 0b0101_0000_0000_0001  # on no menu
+
+
+class Background:
+    """Runs what was postponed when told to."""
+
+    def __init__(self) -> None:
+        self.postponed: list[Callable[[], None]] = []
+
+    def __call__(self, function: Callable[[], None]) -> None:
+        self.postponed.append(function)
+
+    def run(self) -> None:
+        while self.postponed:
+            self.postponed.pop(0)()
+
+
+def partition(atoms: int) -> Partition:
+    return Partition(atoms, atoms.bit_count() * 8, atoms.bit_count() * 8)
+
+
+def made(driver: FakeDriver | None = None) -> tuple[FakeDriver, Background, GreenContexts]:
+    driver, background = driver or FakeDriver(), Background()
+    return driver, background, GreenContexts(driver, 0, background)
+
+
+def test_one_split_makes_all_atoms_and_the_menu_is_ready_at_start() -> None:
+    driver, _, contexts = made()
+    assert (contexts.num_units, contexts.num_atoms, contexts.units_per_atom) == (132, 16, 8)
+    assert driver.calls[:2] == ["resource 0", "split 8"] and sum("split" in call for call in driver.calls) == 1
+    assert len(driver.contexts) == len(driver.streams) == len(menu(16))
+    before = list(driver.calls)
+    for mask in menu(16):
+        contexts.acquire(partition(mask))
+    assert driver.calls == before, "nothing is created on the hot path"
+
+
+def test_the_menu_holds_prefixes_suffixes_and_aligned_blocks() -> None:
+    masks = menu(16)
+    assert len(masks) == len(set(masks)) == 53
+    for size in range(1, 16):
+        prefix = (1 << size) - 1
+        assert prefix in masks and 0xFFFF & ~prefix in masks
+    assert all(1 << atom in masks for atom in range(16)) and 0xFFFF in masks
+    assert menu(1) == (1,)
+
+
+def test_the_whole_device_includes_the_remainder() -> None:
+    driver, _, contexts = made()
+    grant = contexts.acquire(partition(0xFFFF))
+    assert grant.units == 132 and len(driver.sms_of(grant.stream)) == 132
+    assert contexts.acquire(partition(0x7FFF)).units == 120
+
+
+@given(st.lists(st.integers(1, 0xFFFF), min_size=2, max_size=6))
+def test_partitions_overlap_exactly_where_their_masks_do(masks: list[int]) -> None:
+    driver, background, contexts = made()
+    for mask in masks:
+        contexts.release(contexts.acquire(partition(mask)))
+    background.run()
+    grants = [contexts.acquire(partition(mask)) for mask in masks]
+    for mask, grant in zip(masks, grants, strict=True):
+        assert grant.atoms == mask
+        atoms = {sm // 8 for sm in driver.sms_of(grant.stream) if sm < 128}
+        assert atoms == {atom for atom in range(16) if mask >> atom & 1}
+
+
+def test_another_union_is_made_in_the_background_and_stays_isolated_meanwhile() -> None:
+    driver, background, contexts = made()
+    before = list(driver.calls)
+    first = contexts.acquire(partition(ODD))
+    assert driver.calls == before
+    assert first.atoms & ~ODD == 0 and first.units == 8
+    contexts.acquire(partition(ODD))
+    assert len(background.postponed) == 1, "asked for twice, made once"
+    background.run()
+    second = contexts.acquire(partition(ODD))
+    assert (second.atoms, second.units) == (ODD, 24)
+    assert contexts.acquire(partition(ODD)).stream == second.stream
+
+
+def test_extra_partitions_are_bounded_and_those_in_use_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(green, "MOST_EXTRA", 2)
+    driver, background, contexts = made()
+    unions = [0b101 << shift for shift in range(5)]
+
+    def make(mask: int) -> Grant:
+        contexts.release(contexts.acquire(partition(mask)))
+        background.run()
+        return contexts.acquire(partition(mask))
+
+    held = make(unions[0])
+    for mask in unions[1:]:
+        contexts.release(make(mask))
+    assert held.stream in driver.streams, "a lane runs on it"
+    assert len(driver.streams) == len(menu(16)) + 2
+    again = contexts.acquire(partition(unions[-1]))
+    assert again.atoms == unions[-1], "the one used last was kept"
+
+
+def test_what_the_driver_refuses_is_remembered() -> None:
+    _, background, contexts = made(FakeDriver(most_contexts=len(menu(16))))
+    contexts.release(contexts.acquire(partition(ODD)))
+    background.run()
+    assert "OUT_OF_MEMORY" in contexts.refused[ODD]
+    assert contexts.acquire(partition(ODD)).units == 8
+    assert background.postponed == [], "it is not asked again"
+
+
+def test_a_menu_that_cannot_be_made_leaves_nothing_behind() -> None:
+    driver = FakeDriver(most_contexts=20)
+    with pytest.raises(DriverError, match="cuGreenCtxCreate"):
+        made(driver)
+    assert driver.contexts == {} and driver.streams == {}
+
+
+def test_closing_destroys_streams_before_contexts() -> None:
+    driver, background, contexts = made()
+    contexts.release(contexts.acquire(partition(ODD)))
+    background.run()
+    contexts.close()
+    assert driver.contexts == {} and driver.streams == {}
+
+
+@pytest.mark.parametrize("atoms", [0, 1 << 16])
+def test_atoms_off_the_device_are_refused(atoms: int) -> None:
+    _, _, contexts = made()
+    with pytest.raises(PartitionError, match="has 16 atoms"):
+        contexts.acquire(Partition(atoms, 8, 8))
+
+
+def test_asked_and_granted_differ_where_the_chip_is_coarser() -> None:
+    _, _, contexts = made(FakeDriver(num_sms=108, granularity=18))
+    assert (contexts.num_atoms, contexts.units_per_atom) == (6, 18)
+    assert contexts.acquire(partition(0b11)).units == 36
