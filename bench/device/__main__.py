@@ -1,0 +1,207 @@
+"""The driver of `make device`: run the stages, keep what they find, print a table.
+
+python -m bench.device                         all stages, results under $OUT (or build/device)
+python -m bench.device --only census --only gemm
+python -m bench.device --resume build/device/device.json    leave out what that file has already
+python -m bench.device --stage census          one stage, in this process (for debugging)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+from bench.device.findings import FAIL, INFO, MISSING, PASS, Finding, Notes, read
+from bench.provenance import REPOSITORY, collect
+
+BUDGET_S = 525  # for everything: a command on a lent machine ends at ten minutes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A function of a module of this package, in a process of its own."""
+
+    name: str
+    module: str
+    limit_s: int
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+STAGES = (
+    Stage("versions", "host", 40),
+    Stage("resources", "partitions", 30),
+    Stage("census", "partitions", 60),
+    Stage("confinement", "partitions", 60),
+    Stage("graph_confinement", "graphs", 40),
+    Stage("numerics", "partitions", 45),
+    Stage("native", "speed", 75),
+    Stage("latencies", "graphs", 45),
+    Stage("gemm", "speed", 120),
+    Stage("overlap", "graphs", 30, {"CUDA_DEVICE_MAX_CONNECTIONS": "8"}),
+    Stage("overlap", "graphs", 30, {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}),
+    Stage("interference", "speed", 45),
+    Stage("many_contexts", "partitions", 45),
+    Stage("unions", "partitions", 30),
+    Stage("conv", "speed", 60),
+    Stage("sanitizer", "host", 110),
+    Stage("mps", "host", 90),
+    Stage("suite", "host", 160),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage went: what it found, and how it ended."""
+
+    stage: str
+    environment: dict[str, str]
+    seconds: float
+    end: str  # "done" | "timed out" | "exit code N" | "left out: ..."
+    findings: list[Finding]
+    tail: str  # the end of what it printed besides, when it did not end well
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="bench.device", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    names = sorted({stage.name for stage in STAGES})
+    parser.add_argument("--only", action="append", choices=names, metavar="STAGE", help=", ".join(names))
+    parser.add_argument("--resume", type=Path, help="a device.json: stages that ended well in it are left out")
+    parser.add_argument("--stage", choices=names, metavar="STAGE", help="run one stage here and now")
+    options = parser.parse_args(arguments)
+    if options.stage:
+        return run_here(options.stage)
+    reason = no_device()
+    if reason is not None:
+        print(
+            f"error: there is no NVIDIA GPU to prove anything on\n  {reason}\n  `spacetime doctor` says what works here"
+        )
+        return 1
+    done = ended_well(options.resume) if options.resume else set()
+    chosen = [
+        s for s in STAGES if (not options.only or s.name in options.only) and key(s.name, s.environment) not in done
+    ]
+    outcomes = run_all(chosen, Path(os.environ.get("OUT", REPOSITORY / "build" / "device")))
+    print(table(outcomes))
+    return int(any(f.status == FAIL for o in outcomes for f in o.findings) or any(o.end != "done" for o in outcomes))
+
+
+def run_here(name: str) -> int:
+    stage = next(stage for stage in STAGES if stage.name == name)
+    function = getattr(import_module(f"bench.device.{stage.module}"), name)
+    notes = Notes(name)
+    with notes.trying(name):
+        function(notes)
+    return 0
+
+
+def run_all(stages: Sequence[Stage], folder: Path) -> list[Outcome]:
+    """One after another while time is left; the file is whole after every stage."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start_s, outcomes = time.monotonic(), []
+    for stage in stages:
+        left_s = BUDGET_S - (time.monotonic() - start_s)
+        if left_s < 10:
+            outcomes.append(Outcome(stage.name, stage.environment, 0.0, "left out: no time", [], ""))
+            continue
+        outcomes.append(run_apart(stage, min(stage.limit_s, left_s)))
+        print(summary(outcomes[-1]), flush=True)
+        write(folder / "device.json", outcomes)
+    write(folder / "device.json", outcomes)
+    return outcomes
+
+
+def run_apart(stage: Stage, limit_s: float) -> Outcome:
+    """In a process group of its own, which is killed as a whole when the time is over."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"} | stage.environment
+    start_s = time.monotonic()
+    process = subprocess.Popen(
+        command_of(stage),
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=limit_s)
+        end = "done" if process.returncode == 0 else f"exit code {process.returncode}"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        end = "timed out"
+    lines = output.splitlines()
+    findings = [finding for line in lines if (finding := read(line)) is not None]
+    rest = "\n".join(line for line in lines if read(line) is None)
+    return Outcome(
+        stage.name,
+        stage.environment,
+        round(time.monotonic() - start_s, 1),
+        end,
+        findings,
+        rest[-1500:] if end != "done" else "",
+    )
+
+
+def command_of(stage: Stage) -> list[str]:
+    return [sys.executable, "-X", "faulthandler", "-m", "bench.device", "--stage", stage.name]
+
+
+def write(path: Path, outcomes: Sequence[Outcome]) -> None:
+    data = {"provenance": json.loads(collect().to_json()), "outcomes": [asdict(outcome) for outcome in outcomes]}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    temporary.replace(path)
+
+
+def ended_well(path: Path) -> set[str]:
+    known = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
+    return {key(outcome["stage"], outcome["environment"]) for outcome in known if outcome["end"] == "done"}
+
+
+def key(name: str, environment: dict[str, str]) -> str:
+    return " ".join([name, *(f"{variable}={value}" for variable, value in sorted(environment.items()))])
+
+
+def summary(outcome: Outcome) -> str:
+    counts = {status: sum(f.status == status for f in outcome.findings) for status in (PASS, FAIL, INFO, MISSING)}
+    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    return f"{key(outcome.stage, outcome.environment):<52} {outcome.seconds:>6.1f} s  {outcome.end:<12} {told}"
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The stages, then everything that failed or is missing."""
+    lines = ["", *map(summary, outcomes), ""]
+    for outcome in outcomes:
+        for finding in outcome.findings:
+            if finding.status in (FAIL, MISSING):
+                lines.append(f"{finding.status} {finding.stage}: {finding.name}: {finding.facts}"[:400])
+        if outcome.tail:
+            lines += [f"{outcome.stage} {outcome.end}; its last lines:", outcome.tail[-600:]]
+    return "\n".join(lines)
+
+
+def no_device() -> str | None:
+    """Why there is no NVIDIA GPU; None when there is one."""
+    try:
+        import torch  # its absence is an answer
+    except ImportError as error:
+        return str(error)
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is built without CUDA"
+    return None if torch.cuda.is_available() else f"torch {torch.__version__} finds no CUDA device"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Stages on CUDA graphs, overlap and latencies: what does switching partitions cost, and what runs beside what?"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+
+import torch
+
+from bench.device.findings import INFO, Notes
+from bench.device.gpu import Census, open_partitions, stream_of, time_us
+
+
+def graph_confinement(notes: Notes) -> None:
+    """One graph over three partitions, replayed on another stream: does every node stay in its partition?"""
+    contexts = open_partitions()
+    census = Census()
+    masks = [0x000F, 0x00F0, 0xFF00]
+    streams = [stream_of(contexts, mask) for mask in masks]
+    alone = [census.sms(stream) for stream in streams]
+    seen = [census.fresh() for _ in masks]
+    capture = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=capture):
+        begin = torch.cuda.Event()
+        begin.record(capture)
+        for stream, counts in zip(streams, seen, strict=True):
+            stream.wait_event(begin)
+            census.launch(stream, counts)
+            end = torch.cuda.Event()
+            end.record(stream)
+            capture.wait_event(end)
+    for counts in seen:
+        counts.zero_()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graph.replay()
+    torch.cuda.synchronize()
+    replayed = [census.read(counts) for counts in seen]
+    facts = "; ".join(
+        f"{mask:#x}: {len(a)} alone, {len(r)} in the graph" for mask, a, r in zip(masks, alone, replayed, strict=True)
+    )
+    notes.check(
+        "graph nodes keep their partition", all(r and r <= a for a, r in zip(alone, replayed, strict=True)), facts
+    )
+
+
+def latencies(notes: Notes) -> None:
+    """Edges inside a stream, across partitions, inside a graph; host time per launch and per replay."""
+    contexts = open_partitions()
+    tiny = torch.zeros(32, device="cuda")
+    first, second = stream_of(contexts, 0x00FF), stream_of(contexts, 0xFF00)
+
+    def chain(length: int, alternate: bool) -> None:
+        previous = None
+        for index in range(length):
+            stream = second if alternate and index % 2 else first
+            if previous is not None and previous is not stream:
+                event = torch.cuda.Event()
+                event.record(previous)
+                stream.wait_event(event)
+            with torch.cuda.stream(stream):
+                tiny.add_(1)
+            previous = stream
+        assert previous is not None
+        done = torch.cuda.Event()
+        done.record(previous)
+        torch.cuda.current_stream().wait_event(done)
+
+    for name, alternate in (("same stream", False), ("alternating partitions", True)):
+        with notes.trying(name):
+            graph = torch.cuda.CUDAGraph()
+            capture = torch.cuda.Stream()
+            with torch.cuda.graph(graph, stream=capture):
+                start = torch.cuda.Event()
+                start.record(capture)
+                first.wait_event(start)
+                second.wait_event(start)
+                chain(100, alternate)
+                for stream in (first, second):
+                    end = torch.cuda.Event()
+                    end.record(stream)
+                    capture.wait_event(end)
+            eager_us = time_us(lambda alternate=alternate: chain(100, alternate), repeats=10) / 100  # type: ignore[misc]
+            graph_us = time_us(graph.replay, repeats=30) / 100
+            notes.note(
+                name, INFO, "per kernel of a chain of 100", eager_us=round(eager_us, 2), graph_us=round(graph_us, 2)
+            )
+    with notes.trying("host time of a replay"):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(50):
+                tiny.add_(1)
+        owners, fresh = (
+            torch.zeros(64, dtype=torch.int32, device="cuda"),
+            torch.zeros(64, dtype=torch.int32).pin_memory(),
+        )
+        samples = []
+        for _ in range(200):
+            start_s = time.perf_counter()
+            owners.copy_(fresh, non_blocking=True)
+            graph.replay()
+            samples.append((time.perf_counter() - start_s) * 1e6)
+            torch.cuda.synchronize()
+        notes.note(
+            "host time of a replay",
+            INFO,
+            "one copy of a slot table, one replay of 50 kernels",
+            us=round(statistics.median(samples), 1),
+        )
+
+
+def overlap(notes: Notes) -> None:
+    """Do kernels on 4..16 partitions run side by side? At the present CUDA_DEVICE_MAX_CONNECTIONS."""
+    contexts = open_partitions()
+    census = Census()
+    connections = os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "default")
+    for number in (2, 4, 8, 16):
+        width = contexts.num_atoms // number
+        streams = [stream_of(contexts, ((1 << width) - 1) << (index * width)) for index in range(number)]
+        seen = [census.fresh() for _ in streams]
+
+        def together(streams: list[torch.cuda.ExternalStream] = streams, seen: list[torch.Tensor] = seen) -> None:
+            current = torch.cuda.current_stream()
+            begin = torch.cuda.Event()
+            begin.record(current)
+            for stream, counts in zip(streams, seen, strict=True):
+                stream.wait_event(begin)
+                census.launch(stream, counts)
+                end = torch.cuda.Event()
+                end.record(stream)
+                current.wait_event(end)
+
+        alone_us = time_us(lambda streams=streams, seen=seen: together(streams[:1], seen[:1]), repeats=7)  # type: ignore[misc]
+        all_us = time_us(together, repeats=7)
+        notes.check(
+            f"{number} partitions overlap",
+            all_us < 1.5 * alone_us,
+            f"connections: {connections}",
+            alone_us=round(alone_us),
+            together_us=round(all_us),
+        )
+
+
+__all__ = ["graph_confinement", "latencies", "overlap"]

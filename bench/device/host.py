@@ -1,0 +1,139 @@
+"""Stages on the machine: what is installed, what the card is, whether MPS can run, the project's own tests."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.device.findings import INFO, MISSING, Notes
+
+PACKAGES = (
+    "torch triton cupy-cuda13x cuda-bindings cuda-core numpy numba onnx onnxruntime transformers torchvision "
+    "pytest pytest-benchmark typer rich matplotlib hypothesis"
+).split()
+QUERY = "name,driver_version,memory.total,clocks.max.sm,power.limit,compute_mode,persistence_mode,mig.mode.current"
+REPOSITORY = Path(__file__).parents[2]
+
+
+def versions(notes: Notes) -> None:
+    """The card and every version that matters."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    notes.note("packages", INFO, platform.python_version(), **found)
+    notes.note("card", INFO, _run("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"))
+    notes.note("nvcc", INFO, _run("nvcc", "--version").splitlines()[-1])
+    import torch  # this stage must report the rest even where torch is broken
+
+    properties = torch.cuda.get_device_properties(0)
+    notes.check("torch sees the card", torch.cuda.is_available(), str(properties), cuda=torch.version.cuda)
+
+
+def mps(notes: Notes) -> None:
+    """Can an MPS daemon run here? Time of two processes with and without it. No setting of the card is changed."""
+    control = shutil.which("nvidia-cuda-mps-control")
+    if control is None:
+        notes.note("MPS", MISSING, "nvidia-cuda-mps-control is not installed")
+        return
+    alone = _two_processes({}, 1)
+    sliced = _two_processes({}, 2)
+    notes.note(
+        "time slicing",
+        INFO,
+        "one process, then two at once, each alone in its own context",
+        alone_s=alone,
+        both_s=sliced,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
+        for path in environment.values():
+            Path(path).mkdir()
+        started = subprocess.run(
+            [control, "-d"], env=os.environ | environment, capture_output=True, text=True, timeout=20, check=False
+        )
+        if started.returncode:
+            notes.note("MPS", MISSING, f"the daemon did not start: {started.stderr.strip()[:300]}")
+            return
+        try:
+            both = _two_processes(environment, 2)
+            notes.note("MPS", INFO, "two processes under a daemon", both_s=both)
+        finally:
+            subprocess.run([control], input="quit\n", env=os.environ | environment, text=True, timeout=20, check=False)
+
+
+PROCESS = """
+import time, torch
+a = torch.randn(512, 512, device="cuda")
+for _ in range(20): a @ a
+torch.cuda.synchronize()
+start = time.monotonic()
+for _ in range(4000): a @ a
+torch.cuda.synchronize()
+print("took", time.monotonic() - start)
+"""
+
+
+def _two_processes(environment: dict[str, str], number: int) -> list[float]:
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS],
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(number)
+    ]
+    taken = []
+    for process in running:
+        try:
+            output, errors = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        found = re.search(r"took ([\d.]+)", output)
+        if found is None:
+            raise RuntimeError(errors.strip()[-300:])
+        taken.append(round(float(found.group(1)), 3))
+    return taken
+
+
+def suite(notes: Notes) -> None:
+    """The project's tests that make sense here, with this machine's own Python."""
+    folders = ["tests/backends", "tests/scheduler", "tests/csrc", "tests/kernels"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=5", "-p", "no:cacheprovider", *folders]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=150, check=False)
+    tail = "\n".join(ended.stdout.strip().splitlines()[-8:])
+    notes.check("tests", ended.returncode == 0, tail[-900:])
+
+
+def sanitizer(notes: Notes) -> None:
+    """The compiled kernels under compute-sanitizer."""
+    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if tool is None:
+        notes.note("compute-sanitizer", MISSING, "not installed")
+        return
+    command = [tool, "--error-exitcode", "9", sys.executable, "-m", "bench.device", "--stage", "native"]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False)
+    summary = [line for line in ended.stdout.splitlines() if "ERROR SUMMARY" in line or "Error" in line]
+    notes.check("no bad memory access", ended.returncode == 0, "; ".join(summary)[:500], code=ended.returncode)
+
+
+def _run(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+__all__ = ["mps", "sanitizer", "suite", "versions"]
