@@ -6,6 +6,7 @@ SpacetimeError
   CaptureError         (ValueError)    a module that cannot be a tenant as it is
   PartitionError       (ValueError)    units that the device cannot grant
   PlanError            (RuntimeError)  a policy returned a plan that must not touch a device
+  AdmissionError       (RuntimeError)  a tenant that was not accepted: its SLO, the load, or memory forbid it
   RejectedError        (RuntimeError)  a request that was not run, with the reason
   ClosedError          (RuntimeError)  the runtime is closed
 
@@ -52,6 +53,10 @@ class PartitionError(SpacetimeError, ValueError):
 
 class PlanError(SpacetimeError, RuntimeError):
     """A policy returned a plan that must not touch a device."""
+
+
+class AdmissionError(SpacetimeError, RuntimeError):
+    """A tenant that was not accepted: its SLO, the load, or memory forbid it."""
 
 
 class RejectedError(SpacetimeError, RuntimeError):

@@ -44,6 +44,7 @@ class TenantView(Value):
     completions_per_s: float = 0.0  # ... requests that ended well ...
     latency_us: float = 0.0  # ... and how long they took from arrival to end
     apart: bool = False  # a straggler: its lanes hold no other tenant until it keeps up again
+    share_since_us: int = 0  # when `share_units` came in force
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +123,4 @@ class Snapshot(Value):
     tenants: tuple[TenantView, ...]
     running: tuple[Lane, ...] = ()
     capabilities: Capabilities = PARTITIONS_ONLY
+    roster: tuple[str, ...] = ()  # all tenants, waiting or not, as they were added; empty: `tenants` are all

@@ -68,12 +68,21 @@ class OpaqueReport(Value):
 
 
 @dataclass(frozen=True, slots=True)
+class ApartReport(Value):
+    """A tenant of a cohort that shares no lanes for now, because it slowed them down."""
+
+    tenant: str
+    factor: float  # how many times longer its lanes took
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation(Value):
     device: str
     num_units: int
     policy: str
     cohorts: tuple[CohortReport, ...]
     opaque: tuple[OpaqueReport, ...]
+    apart: tuple[ApartReport, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.device}: {self.num_units} units, policy {self.policy}"]
@@ -83,6 +92,11 @@ class Explanation(Value):
         lines += ["", *(f"{form}: {why}" for form, why in WHY.items() if form in forms)] if forms else []
         for report in self.opaque:
             lines.append(f"\nopaque {report.tenant}: runs alone, unmodified: {report.reason}{_lane(report.last_lane)}")
+        for straggler in self.apart:
+            lines.append(
+                f"\napart {straggler.tenant}: lanes with it took {straggler.factor:.1f}x as long as those without; "
+                "it shares lanes again when its own keep up"
+            )
         return "\n".join(lines)
 
 

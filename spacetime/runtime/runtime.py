@@ -15,12 +15,14 @@ from torch.utils import _pytree as pytree
 
 from spacetime.backends import make_backend
 from spacetime.backends.threads import on_passing_thread, release_team
-from spacetime.errors import CaptureError, ClosedError, OptionError, RejectedError
+from spacetime.errors import AdmissionError, CaptureError, ClosedError, OptionError, RejectedError
 from spacetime.kernels import prepacked_conv
+from spacetime.runtime.admission import Admission, Candidate, LoopFigures
 from spacetime.runtime.contract import InputContract
-from spacetime.runtime.explain import Explanation, OpaqueReport, cohort_report, last_lane
+from spacetime.runtime.explain import ApartReport, Explanation, OpaqueReport, cohort_report, last_lane
 from spacetime.runtime.prepare import Prepared, Preparer
 from spacetime.runtime.tenant import Tenant, Wrapped
+from spacetime.scheduler.admission import check_option
 from spacetime.scheduler.costs import OnlineCosts
 from spacetime.scheduler.driver import Driver, Result
 from spacetime.scheduler.loop import Post, Scheduler
@@ -47,9 +49,19 @@ class Runtime:
     """
 
     def __init__(
-        self, device: str | Backend = "auto", policy: str | Policy = "space_time", *, prepack: bool = False
+        self,
+        device: str | Backend = "auto",
+        policy: str | Policy = "space_time",
+        *,
+        prepack: bool = False,
+        admission: str = "warn",
     ) -> None:
-        """`prepack=True` keeps a second copy of large convolution weights in the form the CPU is fastest with."""
+        """`prepack=True` keeps a second copy of large convolution weights in the form the CPU is fastest with.
+
+        `admission`: what add() does with a tenant that cannot make its SLO, comes to an overloaded device or does
+        not fit into memory: "warn", "reject" (AdmissionError), or "off": nothing is predicted.
+        """
+        check_option(admission)
         if prepack and not prepacked_conv.available():
             raise OptionError(
                 "prepack=True needs oneDNN", "this build of torch has none of its packed convolutions", "leave it out"
@@ -58,6 +70,7 @@ class Runtime:
         self._backend = make_backend(device)
         self._torch_device = "cuda" if self._backend.device.kind in ("cuda", "hip") else "cpu"
         self._costs = OnlineCosts()
+        self._admission = Admission(admission, self._backend.device, self._costs, copies=2 if prepack else 1)
         self._preparer = Preparer(prepack)
         self._residents: dict[str, _Resident] = {}
         self._changing = threading.RLock()  # one add() or remove() at a time; requests do not take it
@@ -81,17 +94,22 @@ class Runtime:
         priority: int = 0,
         exact: bool = False,
         max_queue: int = 10_000,
+        timeout_ms: float | None = None,
+        late: str = "serve",
     ) -> Tenant:
         """Make `module` a tenant. It joins the cohort of its architecture, or runs alone with the reason in explain().
 
         `exact=True` keeps every kernel as it is: bit-equal results, nothing shared. Weights must not change
-        while the module is a tenant.
+        while the module is a tenant. A request that has not started after `timeout_ms` is rejected; `late="reject"`
+        also rejects one as soon as it cannot make its deadline any more.
         """
         self._driver.may_wait("add()")
         _check_module(name, module, self._torch_device)
         _check_example(name, example)
         with self._changing:
             self._check_name(name)
+            candidate = Candidate(name, module, example)
+            memory_problem = self._admission.check_memory(candidate, self._preparer.modules.values())
             prepared = on_passing_thread(lambda: self._preparer.prepare(name, module, example, exact=exact))
             release_team()  # the caller's own, from building the model
             try:
@@ -105,7 +123,10 @@ class Runtime:
                     max_concurrency=self._backend.device.num_units if prepared.cohort else 1,
                     max_queue=max_queue,
                     min_units=self._backend.device.num_units if exact else 1,
+                    timeout_us=None if timeout_ms is None else round(timeout_ms * 1000),
+                    late=late,
                 )
+                self._admission.warn((memory_problem, self._check_load(candidate, spec)), stacklevel=2)
                 self._enter(spec, prepared)
             except BaseException:
                 self._preparer.forget(name)
@@ -113,6 +134,12 @@ class Runtime:
             contract = InputContract.of(name, example, strict=prepared.cohort is not None, device=self._torch_device)
             self._residents[name] = _Resident(spec, contract, prepared)
         return Tenant(name, partial(self._submit, name, contract))
+
+    def _check_load(self, candidate: Candidate, spec: TenantSpec) -> AdmissionError | None:
+        if self._admission.is_off:
+            return None
+        peers = [name for name, resident in self._residents.items() if resident.spec.cohort == spec.cohort]
+        return self._admission.check_load(candidate, spec, LoopFigures.of(self.stats(), peers))
 
     def remove(self, name: str) -> None:
         """Take a tenant out: what waits is rejected, what runs ends, then the module has its own memory again."""
@@ -161,7 +188,10 @@ class Runtime:
         call, rows = contract.accept(args)
         future: Result[Any] = Result(self._driver)
         now_us = self._backend.now_us()
-        request = make_request(resident.spec, next(self._request_ids), rows, call, now_us, future)
+        num_bytes = sum([tensor.nbytes for tensor in call.tensors])
+        request = make_request(
+            resident.spec, next(self._request_ids), rows, call, now_us, future, input_bytes=num_bytes
+        )
         self._driver.submit(request, assisted=waits)
         return future
 
@@ -171,6 +201,7 @@ class Runtime:
         """Cohorts, fused or not and why, units asked and granted; prints as a table."""
         self._driver.may_wait("explain()")
         trace = self.trace()
+        stats = self.stats()
         with self._changing:
             return Explanation(
                 device=self._backend.device.name,
@@ -182,10 +213,11 @@ class Runtime:
                     for name, resident in self._residents.items()
                     if resident.prepared.cohort is None
                 ),
+                apart=tuple(ApartReport(name, books["slowdown"]) for name, books in stats.items() if books["apart"]),
             )
 
     def stats(self) -> dict[str, dict[str, int | float]]:
-        """Per tenant: requests by how they ended, rows, latency quantiles, device time."""
+        """Per tenant: requests by how they ended, rows, bytes, latency quantiles, device time, evictions."""
         return self._driver.call(lambda scheduler: scheduler.stats())
 
     def trace(self) -> Trace:

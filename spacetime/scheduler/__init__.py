@@ -3,6 +3,6 @@
 Importing the package registers the policies that ship with it.
 """
 
-from spacetime.scheduler import krisp, space_time, streams, time_slice
+from spacetime.scheduler import gslice, krisp, space_time, static, streams, time_slice
 
-__all__ = ["krisp", "space_time", "streams", "time_slice"]
+__all__ = ["gslice", "krisp", "space_time", "static", "streams", "time_slice"]

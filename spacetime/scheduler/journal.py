@@ -224,8 +224,12 @@ class _ScriptedRequest(Request):
     __slots__ = ("script",)
     script: _Script
 
+    @property
+    def is_cancelled(self) -> bool:
+        return (self.view.tenant, self.view.id) in self.script.cancelled
+
     def begin(self) -> bool:
-        if (self.view.tenant, self.view.id) in self.script.cancelled:
+        if self.is_cancelled:
             self.future.cancel()
         return super().begin()
 

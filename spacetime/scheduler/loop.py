@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from spacetime.errors import ClosedError, PlanError, RejectedError, SpacetimeError
 from spacetime.plan import Lane, Plan, RequestView, Snapshot
+from spacetime.scheduler.lateness import Lateness
+from spacetime.scheduler.metering import value_bytes
 from spacetime.scheduler.protocols import (
     Backend,
     Executable,
@@ -25,8 +28,12 @@ from spacetime.scheduler.protocols import (
 from spacetime.scheduler.queues import Queues, Tenant
 from spacetime.scheduler.registry import policy_name
 from spacetime.scheduler.request import Request, TenantSpec
+from spacetime.scheduler.resizing import Resizes
+from spacetime.scheduler.stragglers import Stragglers
 from spacetime.scheduler.verify import verify
 from spacetime.trace import LaneEvent, Trace
+
+_log = logging.getLogger("spacetime")
 
 Post = Callable[[Callable[[], None]], None]  # have the driver call a function between two steps; from any thread
 
@@ -40,6 +47,7 @@ class _Running:
     tenants: tuple[Tenant, ...]
     isolated: bool
     started_us: int
+    predicted_us: float | None  # of a straggler by itself
 
 
 class Scheduler:
@@ -54,6 +62,9 @@ class Scheduler:
         self._costs = costs
         self._post = post
         self._queues = Queues()
+        self._lateness = Lateness(self._queues, costs, backend.device)
+        self._resizes = Resizes(self._queues, backend, post)
+        self._stragglers = Stragglers()
         self._running: dict[int, _Running] = {}
         self._num_started = 0
         self._abandoned: set[int] = set()
@@ -80,11 +91,17 @@ class Scheduler:
 
     def replace_tenant(self, spec: TenantSpec, executable: Executable) -> None:
         """Another cohort, executable or limits for a tenant; lanes that run end as they began."""
+        cohort = self._queues.find(spec.name).spec.cohort
         self._queues.replace(spec, executable)
+        if spec.cohort != cohort:
+            self._forget(spec.name, cohort)
+            self._queues.tenants[spec.name].apart = False
+        self._lateness.watch(self._queues.tenants[spec.name])
 
     def remove_tenant(self, name: str) -> Future[None]:
         """Reject what waits; the future completes when the tenant's last running lane has ended."""
         tenant = self._queues.remove(name)
+        self._forget(name, tenant.spec.cohort)
         error = RejectedError(f"tenant {name!r} was removed", "the request had not started", "add the tenant again")
         for request in tenant.waiting.values():
             tenant.reject(request, error)
@@ -97,11 +114,14 @@ class Scheduler:
             what = f"tenant {request.view.tenant!r} does not exist"
             request.reject(RejectedError(what, "it may have been removed", "add the tenant again"))
         elif self.closed:
-            tenant.meter.submitted += 1
+            tenant.arrived(request.view.arrival_us)
             facts = "the request came after close()"
             tenant.reject(request, ClosedError("the runtime is closed", facts, "make another Runtime"))
         else:
+            is_head = not tenant.waiting
             self._queues.push(tenant, request)
+            if is_head:
+                self._lateness.watch(tenant)
 
     def close(self, drain: bool) -> None:
         """Accept nothing more. What waits is served (drain) or rejected; what runs ends."""
@@ -134,6 +154,8 @@ class Scheduler:
 
     def step(self) -> int | None:
         """Start what can start now. Returns the time at which to step again even if nothing happens before."""
+        if self._lateness:
+            self._end(self._lateness.take(self.backend.now_us()))
         while self._queues:
             snapshot = self.snapshot()
             try:
@@ -143,8 +165,11 @@ class Scheduler:
                 continue
             for lane in plan.lanes:
                 self._start(lane, plan.isolated)
+            if plan.resizes:
+                self._resizes.begin(plan.resizes)
             if self._running or plan.wake_at_us is not None:
-                return plan.wake_at_us
+                late_us = self._lateness.next_us()
+                return plan.wake_at_us if late_us is None else min(late_us, plan.wake_at_us or late_us)
             # Every request of the plan had been cancelled: ask again for the others.
         return None
 
@@ -156,7 +181,8 @@ class Scheduler:
         for lane in lanes:
             busy |= lane.atoms
         free, now_us = device.all_atoms & ~busy, self.backend.now_us()
-        return Snapshot(now_us, device, free, self._queues.views(), lanes, self.backend.capabilities)
+        queues = self._queues
+        return Snapshot(now_us, device, free, queues.views(), lanes, self.backend.capabilities, queues.roster)
 
     def lane_done(self, lane_id: int, result: LaneResult) -> None:
         """Complete the lane's futures and keep the books."""
@@ -174,12 +200,15 @@ class Scheduler:
         result = LaneResult(outcomes, result.start_us, result.end_us)
         lane_ok = all(outcome.error is None for outcome in outcomes)
         for tenant in dict.fromkeys(running.tenants):
-            tenant.started(-1)
+            tenant.lane_ended()
         self._events.append(LaneEvent(running.lane, result.start_us, result.end_us, lane_ok))
         self._meter(running, result)
         if lane_ok and running.isolated:  # what overlapped others or broke says nothing about the next lane
             # From start to now: what it costs to hand a lane over and back is part of what a lane costs.
-            self._observe(running.lane, self.backend.now_us() - running.started_us)
+            self._observe(running, self.backend.now_us() - running.started_us)
+            self._judge(running, result.end_us - result.start_us)
+        for tenant in dict.fromkeys(running.tenants):
+            self._lateness.watch(tenant)
         for request, outcome in zip(running.requests, outcomes, strict=True):  # last: it wakes the waiting threads
             if outcome.error is None:
                 request.future.set_result(outcome.value)
@@ -187,8 +216,16 @@ class Scheduler:
                 request.future.set_exception(outcome.error)
 
     def stats(self) -> dict[str, dict[str, int | float]]:
-        """Counters, latency quantiles and device time per tenant."""
-        return {name: tenant.meter.as_dict() for name, tenant in self._queues.tenants.items()}
+        """Per tenant: counters, latency quantiles, device time, load, and whether it is apart for being slow."""
+        now_us, books = self.backend.now_us(), {}
+        for name, tenant in self._queues.tenants.items():
+            books[name] = tenant.meter.as_dict() | {
+                "load": tenant.meter.load(now_us),
+                "apart": tenant.apart,
+                "slowdown": self._stragglers.slowdown(name),
+                "evictions": self._stragglers.evictions(name),
+            }
+        return books
 
     def trace(self) -> Trace:
         """The last lanes that ended."""
@@ -200,6 +237,8 @@ class Scheduler:
         try:
             plan = self._policy(snapshot, self._costs)
             verify(plan, snapshot, self.backend.capabilities)
+            if plan.resizes:
+                self._resizes.check(plan.resizes)
         except Exception as error:
             facts = str(error) if isinstance(error, PlanError) else f"{type(error).__name__}: {error}"
             raise PlanError(f"policy {name!r} failed", facts, "the requests it had to plan are rejected") from error
@@ -220,13 +259,16 @@ class Scheduler:
         if not begun:
             return
         if len(begun) < len(lane.requests):
-            lane = Lane(lane.cohort, tuple(request.view for request, _ in begun), lane.segments, lane.fused)
+            lane = replace(lane, requests=tuple(request.view for request, _ in begun))
         requests, tenants = zip(*begun, strict=True)
         lane_id = self._num_started
         self._num_started += 1
-        self._running[lane_id] = _Running(lane, requests, tenants, isolated, self.backend.now_us())
+        now_us = self.backend.now_us()
+        predicted_us = self._predict_us(lane) if tenants[0].apart else None
+        self._running[lane_id] = _Running(lane, requests, tenants, isolated, now_us, predicted_us)
+        self._lateness.lane_started(lane.cohort, lane.fused)
         for tenant in dict.fromkeys(tenants):
-            tenant.started(1)
+            tenant.lane_started(now_us)
         payloads = [request.payload for request in requests]
         try:
             self.backend.start(lane, tenants[0].executable, payloads, partial(self._post_done, lane_id))
@@ -243,20 +285,55 @@ class Scheduler:
         us_per_row = lane_us / lane.num_rows
         for request, tenant, outcome in zip(running.requests, running.tenants, result.outcomes, strict=True):
             view = request.view
-            tenant.meter.record(view.rows, us_per_row * view.rows, now_us - view.arrival_us, outcome.error is None)
+            num_bytes = request.input_bytes + value_bytes(outcome.value)
+            tenant.meter.record(
+                view.rows,
+                us_per_row * view.rows,
+                now_us - view.arrival_us,
+                outcome.error is None,
+                at_us=now_us,
+                num_bytes=num_bytes,
+                exclusive=running.isolated,
+            )
 
-    def _observe(self, lane: Lane, duration_us: int) -> None:
-        self._costs.observe(
-            lane.cohort,
-            tenants=len(lane.tenants),
-            rows=lane.num_rows,
-            units=lane.units,
-            fused=lane.fused,
-            duration_us=duration_us,
-        )
+    def _predict_us(self, lane: Lane) -> float:
+        tenants, rows = len(lane.tenants), lane.num_rows
+        return self._costs.lane_us(lane.cohort, tenants=tenants, rows=rows, units=lane.units, fused=lane.fused)
+
+    def _observe(self, running: _Running, duration_us: int) -> None:
+        lane, tenants = running.lane, dict.fromkeys(running.tenants)
+        if len(tenants) > 1 or not running.tenants[0].apart:  # a straggler by itself says nothing about its peers
+            kind: dict[str, int] = {"tenants": len(tenants), "rows": lane.num_rows, "units": lane.units}
+            self._costs.observe(lane.cohort, **kind, fused=lane.fused, duration_us=duration_us)
+
+    def _judge(self, running: _Running, device_us: int) -> None:
+        """Does one of the lane's tenants make it slow?"""
+        first = running.tenants[0]
+        if not first.spec.fusible or not (first.has_peers or first.apart):
+            return
+        lane, tenants = running.lane, dict.fromkeys(running.tenants)
+        known = self._queues.tenants
+        stayed = all(known.get(t.spec.name) is t and t.spec.cohort == lane.cohort for t in tenants)
+        if not stayed:
+            return
+        arrangement = (len(tenants), lane.num_rows, lane.atoms or lane.units, lane.fused)
+        name = self._stragglers.observe(lane.cohort, arrangement, lane.tenants, device_us, running.predicted_us)
+        if name is not None:
+            known[name].apart = not known[name].apart
+            _log.warning("tenant %r %s", name, "runs apart" if known[name].apart else "shares lanes again")
+
+    def _forget(self, name: str, cohort: str) -> None:
+        """The tenant has left the cohort."""
+        self._stragglers.forget(name)
+        if not self._queues.has_cohort(cohort):
+            self._lateness.forget(cohort)
+            self._resizes.forget(cohort)
+            self._stragglers.forget_cohort(cohort)
 
     def _reject(self, views: Sequence[RequestView], error: SpacetimeError) -> None:
         """End requests that wait. All leave their queues first: a future's callback may come back to us."""
-        ending = [(self._queues.tenants[view.tenant], self._queues.pop(view)) for view in views]
-        for tenant, request in ending:
+        self._end([(self._queues.tenants[view.tenant], self._queues.pop(view), error) for view in views])
+
+    def _end(self, taken: Sequence[tuple[Tenant, Request, SpacetimeError]]) -> None:
+        for tenant, request, error in taken:
             tenant.reject(request, error)

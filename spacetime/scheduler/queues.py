@@ -9,13 +9,14 @@ from concurrent.futures import Future
 from itertools import islice
 
 from spacetime.errors import OptionError, RejectedError, SpacetimeError
-from spacetime.plan import RequestView, TenantView
+from spacetime.plan import RequestView, Resize, TenantView
 from spacetime.scheduler.metering import Meter
 from spacetime.scheduler.protocols import Executable
 from spacetime.scheduler.request import Request, TenantSpec
 
 VISIBLE_REQUESTS = 256  # of one tenant: more than a lane holds, so that a flood does not make decisions slow
 ACTIVE_US = 100_000  # a tenant that submitted within this time may join its cohort's next lane
+LOOKS_PER_PUSH = 64  # at requests of a full queue that may have been cancelled, on average
 
 Activity = dict[str, int]  # tenant -> its last submit, least recent first; one per cohort
 
@@ -23,14 +24,38 @@ Activity = dict[str, int]  # tenant -> its last submit, least recent first; one 
 class Tenant:
     """A tenant's waiting requests, in order of arrival, and its books."""
 
-    __slots__ = ("_activity", "_left", "_lift_us", "_view", "executable", "meter", "running", "spec", "waiting")
+    __slots__ = (
+        "_activity",
+        "_apart",
+        "_left",
+        "_lift_us",
+        "_search_in",
+        "_share_since_us",
+        "_view",
+        "check_us",
+        "executable",
+        "meter",
+        "preparing",
+        "ran_us",
+        "running",
+        "share_units",
+        "spec",
+        "waiting",
+    )
 
     def __init__(self, spec: TenantSpec, executable: Executable, activity: Activity) -> None:
         self.waiting: dict[int, Request] = {}
         self.meter = Meter()
         self.running = 0
+        self.ran_us: int | None = None  # when its last lane started
+        self.check_us: int | None = None  # when its head is looked at next; lateness.py keeps it
         self._left: Future[None] | None = None
         self._lift_us = 0.0
+        self._search_in = 0  # so many more pushes to a full queue, then it is searched for cancelled requests
+        self._apart = False
+        self.share_units: int | None = None
+        self._share_since_us = 0
+        self.preparing: Resize | None = None
         self.assign(spec, executable, activity)
 
     def assign(self, spec: TenantSpec, executable: Executable, activity: Activity) -> None:
@@ -41,12 +66,21 @@ class Tenant:
         self._view: TenantView | None = None
 
     @property
+    def has_peers(self) -> bool:
+        """Whether others of its cohort are active."""
+        return len(self._activity) > 1
+
+    @property
     def served_us(self) -> float:
         return self.meter.device_us + self._lift_us
 
     def lift(self, virtual_time: float) -> None:
         """Idle time is no credit: a tenant that comes back starts level with those that are being served."""
         self._lift_us += max(0.0, virtual_time * self.spec.weight - self.served_us)
+
+    def arrived(self, at_us: int) -> None:
+        self.meter.arrived(at_us)
+        self._view = None
 
     def push(self, request: Request) -> None:
         self.waiting[request.view.id] = request
@@ -56,15 +90,57 @@ class Tenant:
         self._view = None
         return self.waiting.pop(view.id)
 
-    def started(self, count: int) -> None:
-        """`count` lanes began (or, negative, ended)."""
-        self.running += count
+    def drop_cancelled(self) -> None:
+        """Make room in a full queue. A search is paid for by many pushes, whoever floods whom."""
+        if self._search_in > 0:
+            self._search_in -= 1
+            return
+        self._search_in = len(self.waiting) // LOOKS_PER_PUSH
+        for request in [request for request in self.waiting.values() if request.is_cancelled]:
+            self.pop(request.view)
+            begun = request.begin()
+            assert not begun, "a cancelled future stays cancelled"
+            self.meter.cancelled += 1
+
+    def lane_started(self, now_us: int) -> None:
+        self.running += 1
+        self.ran_us = now_us
+        self._view = None
+
+    def lane_ended(self) -> None:
+        self.running -= 1
         self._view = None
         self._complete_leave()
+
+    def resize(self, resize: Resize) -> None:
+        """Executables for another size are being made; the old size serves meanwhile."""
+        self.preparing = resize
+        self._view = None
+
+    def resized(self, units: int, now_us: int) -> None:
+        """The size is in force."""
+        self.preparing = None
+        self.share_units, self._share_since_us = units, now_us
+        self._view = None
+
+    def stays(self) -> None:
+        """The other size could not be had."""
+        self.preparing = None
+        self._view = None
+
+    @property
+    def apart(self) -> bool:
+        return self._apart
+
+    @apart.setter
+    def apart(self, apart: bool) -> None:
+        self._apart = apart
+        self._view = None
 
     def reset(self) -> None:
         """None of its lanes is known any more."""
         self.running = 0
+        self.preparing = None
         self._view = None
         self._complete_leave()
 
@@ -89,7 +165,7 @@ class Tenant:
     def view(self) -> TenantView:
         active_peers = max(0, len(self._activity) - 1)
         if self._view is None or self._view.active_peers != active_peers:
-            spec = self.spec
+            spec, meter = self.spec, self.meter
             self._view = TenantView(
                 spec.name,
                 spec.cohort,
@@ -103,6 +179,13 @@ class Tenant:
                 tuple([request.view for request in islice(self.waiting.values(), VISIBLE_REQUESTS)]),
                 active_peers,
                 spec.min_units,
+                self.share_units,
+                self.preparing is not None,
+                meter.arrivals.per_s(meter.seen_us),
+                meter.completions.per_s(meter.seen_us),
+                meter.completions.mean,
+                self._apart,
+                self._share_since_us,
             )
         return self._view
 
@@ -112,6 +195,7 @@ class Queues:
 
     def __init__(self) -> None:
         self.tenants: dict[str, Tenant] = {}
+        self.roster: tuple[str, ...] = ()  # their names; kept, so that a snapshot need not copy them
         self._waiting: dict[str, Tenant] = {}
         self._activity: dict[str, Activity] = {}
         self._virtual_time = 0.0  # the least served time per weight among those that wait; never goes back
@@ -135,9 +219,12 @@ class Queues:
         if spec.name in self.tenants:
             raise OptionError(f"tenant {spec.name!r} exists already", next_step="choose another name, or remove it")
         self.tenants[spec.name] = Tenant(spec, executable, self._activity.setdefault(spec.cohort, {}))
+        self.roster = tuple(self.tenants)
 
     def replace(self, spec: TenantSpec, executable: Executable) -> None:
         tenant = self.find(spec.name)
+        if spec.cohort != tenant.spec.cohort:
+            tenant.share_units = tenant.preparing = None  # they were for other programs
         self._retire(tenant)
         activity = self._activity.setdefault(spec.cohort, {})
         tenant.assign(spec, executable, activity)
@@ -146,9 +233,13 @@ class Queues:
         """Forget the tenant; the caller ends what still waits in it."""
         tenant = self.find(name)
         del self.tenants[name]
+        self.roster = tuple(self.tenants)
         self._waiting.pop(name, None)
         self._retire(tenant)
         return tenant
+
+    def has_cohort(self, cohort: str) -> bool:
+        return cohort in self._activity
 
     def find(self, name: str) -> Tenant:
         if name not in self.tenants:
@@ -158,9 +249,13 @@ class Queues:
 
     def push(self, tenant: Tenant, request: Request) -> None:
         """Queue a request, or reject it when the tenant's queue is full."""
-        tenant.meter.submitted += 1
+        tenant.arrived(request.view.arrival_us)
         limit = tenant.spec.max_queue
         name = tenant.spec.name
+        if len(tenant.waiting) >= limit:
+            tenant.drop_cancelled()
+            if not tenant.waiting:
+                del self._waiting[name]
         if len(tenant.waiting) >= limit:
             facts = f"{len(tenant.waiting)} requests wait, max_queue is {limit}"
             error = RejectedError(f"tenant {name!r}: the queue is full", facts, "submit slower, or raise max_queue")

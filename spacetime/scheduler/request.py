@@ -9,6 +9,8 @@ from typing import Any
 from spacetime.errors import InputError, OptionError, SpacetimeError
 from spacetime.plan import RequestView
 
+LATE = ("serve", "reject")
+
 
 @dataclass(frozen=True, slots=True)
 class TenantSpec:
@@ -23,15 +25,26 @@ class TenantSpec:
     max_concurrency: int = 1
     max_queue: int = 10_000
     min_units: int = 1
+    timeout_us: int | None = None  # a request that has not started by then is rejected
+    late: str = "serve"  # "reject": a request that cannot make its deadline any more is rejected early
 
     def __post_init__(self) -> None:
-        for option in ("weight", "max_concurrency", "max_queue", "min_units"):
-            if getattr(self, option) <= 0:
+        for option in ("weight", "max_concurrency", "max_queue", "min_units", "timeout_us"):
+            value = getattr(self, option)
+            if value is not None and value <= 0:
                 raise OptionError(
-                    f"tenant {self.name!r}: {option} is {getattr(self, option)}",
-                    "it must be positive",
-                    "leave it out, or raise it",
+                    f"tenant {self.name!r}: {option} is {value}", "it must be positive", "leave it out, or raise it"
                 )
+        if self.late not in LATE:
+            raise OptionError(f"tenant {self.name!r}: late is {self.late!r}", f"known: {', '.join(LATE)}")
+        if self.late == "reject" and self.slo_us is None:
+            what = f"tenant {self.name!r}: late='reject' without an objective"
+            raise OptionError(what, "a request is late when its deadline cannot be made", "pass slo_ms as well")
+
+    @property
+    def expires(self) -> bool:
+        """Whether its requests may be rejected for their age."""
+        return self.timeout_us is not None or self.late == "reject"
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +54,12 @@ class Request:
     view: RequestView
     payload: Any
     future: Future[Any] = field(default_factory=Future)
+    input_bytes: int = 0
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Asked without a consequence: whoever drops the request for it calls begin()."""
+        return self.future.cancelled()
 
     def begin(self) -> bool:
         """From here on the future cannot be cancelled; False when it was cancelled before."""
@@ -55,7 +74,14 @@ class Request:
 
 
 def make_request(
-    spec: TenantSpec, request_id: int, rows: int, payload: Any, now_us: int, future: Future[Any] | None = None
+    spec: TenantSpec,
+    request_id: int,
+    rows: int,
+    payload: Any,
+    now_us: int,
+    future: Future[Any] | None = None,
+    *,
+    input_bytes: int = 0,
 ) -> Request:
     """A request that arrives now and is due within the tenant's objective. Ids must be unique in a tenant."""
     if rows < 1:
@@ -63,4 +89,5 @@ def make_request(
             f"tenant {spec.name!r}: a request of {rows} rows", "a request has at least one row", "leave it out"
         )
     deadline_us = None if spec.slo_us is None else now_us + spec.slo_us
-    return Request(RequestView(request_id, spec.name, rows, now_us, deadline_us), payload, future or Future())
+    view = RequestView(request_id, spec.name, rows, now_us, deadline_us)
+    return Request(view, payload, future or Future(), input_bytes)

@@ -1,215 +1,244 @@
-"""Policy `space_time`: fuse, right-size the partition, or do neither, whichever the cost model says is best.
+"""Policies `space_time` and `space_time_floating`: fuse, right-size, or do neither, as the cost model says.
 
-Cohorts are served in order of urgency. A cohort that must share the device takes the arrangement with the
-least unit-time per row; a cohort that has what is left to itself takes the one that ends first.
+Cohorts are served in order of urgency (selection.py). Each takes the arrangement of its waiting rows that the cost
+model likes best (arrangements.py), as long as it meets the tightest deadline that can be met (deadlines.py). When
+everybody had a turn, what still waits has another, and what is left widens the lanes that gain most (widening.py).
+
+In `space_time` a lane keeps its atoms from its start to its end. Smaller segments inside of it would free nothing for
+others, so it is the lane's size that is chosen, and segments are made only where kernels run faster on fewer atoms.
+`space_time_floating` has the device place every kernel, on as many units as the lane's segment needs and shared with
+other kernels if it must be; where the device cannot, it is `space_time` (docs/decisions/003, segments.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from heapq import heapreplace
-from itertools import islice
+from collections import Counter, deque
+from functools import lru_cache
 from math import inf
-from operator import itemgetter
-from typing import NamedTuple
 
-from spacetime.device import Device
-from spacetime.plan import Lane, Plan, RequestView, Segment, Snapshot, TenantView
+from spacetime.device import Device, Partition
+from spacetime.plan import Lane, Placement, Plan, Segment, Snapshot
+from spacetime.scheduler.allocation import UNLIMITED
+from spacetime.scheduler.arrangements import Arrangement, atoms_needed, choose, deal, lane_units
+from spacetime.scheduler.deadlines import Deadlines, Due
 from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.registry import policy
+from spacetime.scheduler.segments import SEGMENTS_FROM_US, Run, fastest_runs, leanest_runs
+from spacetime.scheduler.selection import PATIENCE_US, ROWS_PER_LANE, Chunk, Cohort, cohorts_by_urgency
+from spacetime.scheduler.widening import Draft, widen
 
-ROWS_PER_LANE = 64  # a request with more rows goes alone
+__all__ = ["HOLD_GAP_US", "HOLD_SHARE", "MAX_HOLD_US", "PATIENCE_US", "ROWS_PER_LANE", "space_time"]
+
 MAX_HOLD_US = 500  # the longest that a cohort waits for its peers ...
 HOLD_SHARE = 0.25  # ... the largest part of its lane's duration ...
 HOLD_GAP_US = 60  # ... and how long after the last arrival it gives up
-
-
-Urgency = tuple[float, int, float, int]  # deadline, priority, served time per weight, arrival
-
-
-class Chunk(NamedTuple):
-    """Requests of one tenant that go into one lane."""
-
-    rows: int
-    tenant: TenantView
-    requests: tuple[RequestView, ...]
-
-
-class Arrangement(NamedTuple):
-    """How a cohort's chunks are laid over the free atoms."""
-
-    atoms: int  # per lane
-    units: int  # per lane
-    num_lanes: int
-    fused: bool
-    lane_us: float
+ANYWHERE = Placement("conserved", UNLIMITED)
+OVERCOMMIT = 2.0  # of the atoms that floating lanes hold on average: kernels of one fill what others' leave idle
 
 
 @policy("space_time")
 def space_time(snapshot: Snapshot, costs: CostModel) -> Plan:
     """Fill the free atoms, cohort by cohort; hold a cohort back for a moment when peers are likely to join."""
-    free, lanes, wake_at_us = snapshot.free_atoms, [], inf
-    cohorts = _cohorts_by_urgency(snapshot) if free else []
-    for index, tenants in enumerate(cohorts):
-        if not free:
-            break
-        chunks = _chunks(tenants)
-        if _atoms_needed(tenants[0], snapshot.device) > free.bit_count():
-            break  # it is next: what is free stays free until there is enough, or it would wait for ever
-        while free and chunks:
-            arrangement = _choose(chunks, snapshot.device, free.bit_count(), len(cohorts) - index, costs)
-            hold_until_us = _hold_until_us(tenants, arrangement, snapshot)
-            if hold_until_us > snapshot.now_us:
-                wake_at_us = min(wake_at_us, hold_until_us)
-                break
-            slots = free.bit_count() // arrangement.atoms
-            groups = _groups(chunks, arrangement.num_lanes, slots)
-            for group in groups[:slots]:
-                lane = _lane(group, arrangement, snapshot.device, free)
-                free &= ~lane.atoms
-                lanes.append(lane)
-            chunks = [chunk for group in groups[slots:] for chunk in group]
-    return Plan(tuple(lanes), None if wake_at_us == inf else int(wake_at_us))
+    step = _Step(snapshot, costs, (snapshot.free_atoms & snapshot.device.all_atoms).bit_count())
+    step.decide()
+    free, lanes = snapshot.free_atoms, []
+    for draft in step.drafts:
+        lane = _lane(draft, free, snapshot, costs)
+        free &= ~lane.atoms
+        lanes.append(lane)
+    return Plan(tuple(lanes), step.wake_at_us)
 
 
-def _cohorts_by_urgency(snapshot: Snapshot) -> list[list[TenantView]]:
-    """Tenants that may share a lane, most urgent cohort first. What cannot be fused is a cohort of its own."""
-    cohorts: dict[str | tuple[str, str], list[TenantView]] = {}
-    urgencies: dict[str | tuple[str, str], Urgency] = {}
-    for tenant in snapshot.tenants:
-        if tenant.running >= tenant.max_concurrency:
-            continue
-        key = tenant.cohort if tenant.fusible else (tenant.cohort, tenant.name)
-        urgency = _urgency(tenant)
-        members = cohorts.get(key)
-        if members is None:
-            cohorts[key], urgencies[key] = [tenant], urgency
-            continue
-        members.append(tenant)
-        urgencies[key] = min(urgencies[key], urgency)
-    return [cohorts[key] for key in sorted(cohorts, key=urgencies.__getitem__)]
+@policy("space_time_floating")
+def space_time_floating(snapshot: Snapshot, costs: CostModel) -> Plan:
+    """The same decisions, on as many atoms as the running lanes leave idle on average, twice over."""
+    device = snapshot.device
+    if not (snapshot.capabilities.placement and snapshot.capabilities.segments):
+        return space_time(snapshot, costs)
+    held = sum([_mean_atoms(lane, device, costs) for lane in snapshot.running])
+    step = _Step(snapshot, costs, min(device.num_atoms, int(device.num_atoms * OVERCOMMIT - held)))
+    step.decide()
+    lanes = tuple([_floating_lane(draft, device, costs) for draft in step.drafts])
+    return Plan(lanes, step.wake_at_us, isolated=False)
 
 
-def _urgency(tenant: TenantView) -> Urgency:
-    oldest = tenant.waiting[0]
-    deadline_us = inf if oldest.deadline_us is None else oldest.deadline_us
-    return deadline_us, tenant.priority, tenant.served_us / tenant.weight, oldest.arrival_us
+class _Step:
+    """One decision in the making."""
 
+    def __init__(self, snapshot: Snapshot, costs: CostModel, num_free: int) -> None:
+        self.snapshot = snapshot
+        self.costs = costs
+        self.num_free = num_free
+        self.drafts: list[Draft] = []
+        self.wake_at_us: int | None = None
 
-def _chunks(tenants: Iterable[TenantView]) -> list[Chunk]:
-    """What may start now, in lanes' worth."""
-    chunks: list[Chunk] = []
-    for tenant in tenants:
-        waiting = tenant.waiting
-        if len(waiting) == 1:
-            chunks.append(Chunk(waiting[0].rows, tenant, waiting))
-        else:
-            chunks.extend(islice(_split(tenant), tenant.max_concurrency - tenant.running))
-    return chunks
+    def decide(self) -> None:
+        if self.num_free <= 0:
+            return
+        is_spoken_for = self._serve(cohorts_by_urgency(self.snapshot, self.costs))
+        if self.num_free and self.drafts and not is_spoken_for:
+            widen(self.drafts, self.num_free, self.snapshot.device, self.costs)
 
+    def _serve(self, cohorts: list[Cohort]) -> bool:
+        """Everybody has a turn, the most urgent first; those that had one have another, until nothing is free.
 
-def _split(tenant: TenantView) -> Iterator[Chunk]:
-    """A long queue in parts that keep to the row cap. A tenant that cannot be fused runs request by request."""
-    waiting = tenant.waiting
-    rows_per_lane = ROWS_PER_LANE if tenant.fusible else 0
-    end = 0
-    while end < len(waiting):
-        start, rows = end, waiting[end].rows
-        end += 1
-        while end < len(waiting) and rows + waiting[end].rows <= rows_per_lane:
-            rows += waiting[end].rows
-            end += 1
-        yield Chunk(rows, tenant, waiting[start:end])
-
-
-def _choose(
-    chunks: Sequence[Chunk], device: Device, free_atoms: int, num_cohorts: int, costs: CostModel
-) -> Arrangement:
-    """The best arrangement of the chunks when `num_cohorts`, this one included, want the free atoms."""
-    num_rows = sum([chunk.rows for chunk in chunks])
-    tenant = chunks[0].tenant
-    smallest = _atoms_needed(tenant, device)
-    share = free_atoms // num_cohorts  # atoms left idle help nobody: an arrangement fills its share of them
-    largest = free_atoms if num_cohorts == 1 else max(2 * share, smallest)  # nor does a lane that leaves none to others
-    best, best_score = None, inf
-    for atoms in _lane_sizes(free_atoms):
-        if not smallest <= atoms <= largest:
-            continue
-        units = device.num_units if atoms == device.num_atoms else atoms * device.units_per_atom
-        slots = free_atoms // atoms
-        for num_lanes in _lane_counts(len(chunks), num_rows, tenant.fusible, slots):
-            if num_cohorts > 1 and min(num_lanes, slots) * atoms < share:
+        Returns whether somebody waits for what is left.
+        """
+        now_us, num_held, first_turns = self.snapshot.now_us, 0, len(cohorts)
+        turns = deque(cohorts)
+        while turns and self.num_free:
+            cohort = turns.popleft()
+            is_first, first_turns = first_turns > 0, first_turns - 1
+            if cohort.min_units > 1 and atoms_needed(cohort.min_units, self.snapshot.device) > self.num_free:
+                if is_first:
+                    return True  # it is next: what is free stays free until there is enough, or it would wait for ever
                 continue
-            rows = -(-num_rows // num_lanes)
-            group = -(-len(chunks) // num_lanes)
-            rounds = -(-num_lanes // slots)
-            for fused in (True, False) if tenant.fusible else (False,):
-                lane_us = costs.lane_us(tenant.cohort, tenants=group, rows=rows, units=units, fused=fused)
-                score = lane_us * rounds if num_cohorts == 1 else lane_us * units / rows
-                if score < best_score:
-                    best, best_score = Arrangement(atoms, units, num_lanes, fused, lane_us), score
-    assert best is not None, "one lane on all free atoms is always possible, and its cost is finite"
-    return best
+            arrangement, slack_us = self._arrange(cohort, len(turns) + 1 + num_held)
+            if is_first and cohort.shared:
+                hold_until_us = _hold_until_us(cohort, arrangement, slack_us, self.snapshot)
+                if hold_until_us > now_us:
+                    self.wake_at_us = min(self.wake_at_us or hold_until_us, hold_until_us)
+                    num_held += 1
+                    continue
+            self._start(cohort, arrangement)
+            if cohort.chunks:
+                turns.append(cohort)
+        return num_held > 0
+
+    def _arrange(self, cohort: Cohort, num_claims: int) -> tuple[Arrangement, float]:
+        """How to start the cohort's chunks, and how long its tightest deadline leaves."""
+        device, costs, num_free = self.snapshot.device, self.costs, self.num_free
+        arrangement = choose(cohort, device, num_free, num_claims, costs)
+        if not cohort.has_deadlines:
+            return arrangement, inf
+        deadlines = Deadlines(cohort, device, self.snapshot.now_us, costs)
+        next_one = deadlines.next_one(cohort.chunks)
+        if deadlines.meets(arrangement, next_one):
+            return arrangement, next_one.slack_us
+        tightest = deadlines.tightest(num_free)
+        if not deadlines.meets(arrangement, tightest):
+            arrangement = self._arrange_in_time(cohort, arrangement, tightest, num_claims, deadlines)
+        return arrangement, tightest.slack_us
+
+    def _arrange_in_time(
+        self, cohort: Cohort, arrangement: Arrangement, due: Due, num_claims: int, deadlines: Deadlines
+    ) -> Arrangement:
+        """Everybody now and in time, if that can be; else the lanes that would be best, cut down to what is in time."""
+        in_time = choose(cohort, self.snapshot.device, self.num_free, num_claims, self.costs, due.slack_us)
+        if deadlines.meets(in_time, due) and in_time.num_lanes <= in_time.num_slots:
+            return in_time
+        for found in (arrangement, in_time):
+            if deadlines.alone_us(due.rows, found.units, found.fused) <= due.slack_us:
+                return found
+        return deadlines.alone_in_time(due, self.num_free)
+
+    def _start(self, cohort: Cohort, arrangement: Arrangement) -> None:
+        """Draft as many lanes as there is room for; the rest stays in the cohort."""
+        device = self.snapshot.device
+        atoms, units, num_lanes, num_slots, fused, lane_us = arrangement
+        groups = deal(cohort.chunks, num_lanes, num_slots)
+        rest = [chunk for group in groups[num_slots:] for chunk in group]
+        for group in groups[:num_slots]:
+            draft = Draft(cohort.name, group, atoms, fused, lane_us)
+            if cohort.has_deadlines:
+                deadlines = Deadlines(cohort, device, self.snapshot.now_us, self.costs)
+                if draft.lane_us(atoms, device, self.costs) > deadlines.next_one(group).slack_us:
+                    draft.chunks, cut = deadlines.fit(group, units, fused)
+                    rest.extend(cut)
+            self.drafts.append(draft)
+            self.num_free -= atoms
+        cohort.chunks = self._startable(rest) if rest and cohort.has_deadlines else rest
+
+    def _startable(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Without the parts of tenants that have as many lanes as they may: cutting lanes made more of them."""
+        num_lanes = Counter(name for draft in self.drafts for name in {chunk[2].name for chunk in draft.chunks})
+        startable = []
+        for chunk in chunks:
+            tenant = chunk[2]
+            if tenant.running + num_lanes[tenant.name] < tenant.max_concurrency:
+                num_lanes[tenant.name] += 1
+                startable.append(chunk)
+        return startable
 
 
-def _atoms_needed(tenant: TenantView, device: Device) -> int:
-    return min(device.num_atoms, -(-tenant.min_units // device.units_per_atom))
-
-
-def _lane_sizes(free_atoms: int) -> list[int]:
-    """All free atoms, then smaller powers of two: when nothing is known, a lane gets the whole device."""
-    return [free_atoms, *(1 << bit for bit in reversed(range((free_atoms - 1).bit_length())))]
-
-
-def _lane_counts(num_chunks: int, num_rows: int, fusible: bool, slots: int) -> list[int]:
-    """Everything in one lane (or as few as the row cap allows), a lane per slot, a lane per chunk."""
-    if not fusible:
-        return [num_chunks]
-    fewest = min(num_chunks, -(-num_rows // ROWS_PER_LANE))
-    counts = [fewest]
-    if fewest < slots < num_chunks:
-        counts.append(slots)
-    if fewest < num_chunks:
-        counts.append(num_chunks)
-    return counts
-
-
-def _groups(chunks: list[Chunk], num_lanes: int, slots: int) -> list[list[Chunk]]:
-    """Chunks in lanes of about equal rows; when not all lanes can start, the most urgent ones first."""
-    if num_lanes == 1:
-        return [chunks]
-    groups = [[chunk] for chunk in chunks] if num_lanes == len(chunks) else _balanced(chunks, num_lanes)
-    if len(groups) > slots:
-        groups.sort(key=lambda group: min([_urgency(chunk.tenant) for chunk in group]))
-    return groups
-
-
-def _balanced(chunks: Iterable[Chunk], num_lanes: int) -> list[list[Chunk]]:
-    """The largest chunk goes where there is most room; one that fits nowhere gets a lane of its own."""
-    groups: list[list[Chunk]] = [[] for _ in range(num_lanes)]
-    loads = [(0, index) for index in range(num_lanes)]
-    for chunk in sorted(chunks, key=itemgetter(0), reverse=True):
-        rows, index = loads[0]
-        if rows and rows + chunk.rows > ROWS_PER_LANE:
-            groups.append([chunk])
-        else:
-            groups[index].append(chunk)
-            heapreplace(loads, (rows + chunk.rows, index))
-    return groups
-
-
-def _lane(group: Sequence[Chunk], arrangement: Arrangement, device: Device, free: int) -> Lane:
-    requests = group[0].requests if len(group) == 1 else tuple([view for chunk in group for view in chunk.requests])
-    partition = device.partition(arrangement.units, free)
-    return Lane(group[0].tenant.cohort, requests, (Segment(partition),), arrangement.fused)
-
-
-def _hold_until_us(tenants: Sequence[TenantView], arrangement: Arrangement, snapshot: Snapshot) -> int:
+def _hold_until_us(cohort: Cohort, arrangement: Arrangement, slack_us: float, snapshot: Snapshot) -> int:
     """Until when to wait for active peers, while they keep coming; in the past when it would cost too much."""
-    peers = tenants[0].active_peers + 1 - len(tenants)
-    if peers <= sum([len(lane.tenants) for lane in snapshot.running if lane.cohort == tenants[0].cohort]):
+    num_peers = cohort.chunks[0][2].active_peers + 1 - (len(cohort.chunks) - cohort.num_extra)
+    if num_peers <= 0:
         return snapshot.now_us
+    if num_peers <= sum([len(lane.tenants) for lane in snapshot.running if lane.cohort == cohort.name]):
+        return snapshot.now_us
+    waiting = [chunk[2].waiting for chunk in cohort.chunks]
     window_us = int(min(MAX_HOLD_US, HOLD_SHARE * arrangement.lane_us))
-    oldest_us = min([tenant.waiting[0].arrival_us for tenant in tenants])
-    newest_us = max([tenant.waiting[-1].arrival_us for tenant in tenants])
-    return min(oldest_us + window_us, newest_us + HOLD_GAP_US)
+    oldest_us = min([views[0].arrival_us for views in waiting])
+    newest_us = max([views[-1].arrival_us for views in waiting])
+    latest_us = snapshot.now_us + slack_us - arrangement.lane_us  # or a deadline would be missed
+    return int(min(oldest_us + window_us, newest_us + HOLD_GAP_US, latest_us))
+
+
+def _lane(draft: Draft, free: int, snapshot: Snapshot, costs: CostModel) -> Lane:
+    device = snapshot.device
+    atoms, units = _lowest(free, draft.atoms), lane_units(draft.atoms, device)
+    segments = _whole_lane(atoms, units)
+    if snapshot.capabilities.segments and draft.about_us >= SEGMENTS_FROM_US:
+        tenants, rows = draft.size
+        times = costs.kernel_times(draft.cohort, tenants=tenants, rows=rows, fused=draft.fused)
+        runs = fastest_runs(times, draft.atoms, device.switch_us)
+        if max([run.atoms for run in runs]) == draft.atoms and len(runs) > 1:
+            segments = tuple([_segment(atoms, run, device) for run in runs])
+    return Lane(draft.cohort, draft.requests, segments, draft.fused)
+
+
+def _segment(atoms: int, run: Run, device: Device) -> Segment:
+    """On the lowest of the lane's atoms."""
+    units = lane_units(run.atoms, device)
+    return Segment(Partition(_lowest(atoms, run.atoms), units, units), run.first_kernel, run.last_kernel)
+
+
+def _floating_lane(draft: Draft, device: Device, costs: CostModel) -> Lane:
+    tenants, rows = draft.size
+    times = costs.kernel_times(draft.cohort, tenants=tenants, rows=rows, fused=draft.fused)
+    smallest = atoms_needed(max([chunk[2].min_units for chunk in draft.chunks]), device)
+    runs = leanest_runs(times, smallest, device.switch_us)
+    segments = _floating(runs, device.num_atoms, device.num_units, device.units_per_atom)
+    return Lane(draft.cohort, draft.requests, segments, draft.fused, ANYWHERE)
+
+
+@lru_cache(maxsize=4096)  # the simulator knows long lists of segments by who they are
+def _floating(runs: tuple[Run, ...], num_atoms: int, num_units: int, units_per_atom: int) -> tuple[Segment, ...]:
+    units = [num_units if run.atoms == num_atoms else run.atoms * units_per_atom for run in runs]
+    return tuple(
+        [
+            Segment(Partition.floating(size), run.first_kernel, run.last_kernel)
+            for size, run in zip(units, runs, strict=True)
+        ]
+    )
+
+
+def _mean_atoms(lane: Lane, device: Device, costs: CostModel) -> float:
+    """How many atoms a running lane holds, on average over its time."""
+    if lane.atoms:
+        return lane.atoms.bit_count()
+    times = costs.kernel_times(lane.cohort, tenants=len(lane.tenants), rows=lane.num_rows, fused=lane.fused)
+    lane_us = area = 0.0
+    for segment in lane.segments:
+        atoms = atoms_needed(segment.partition.granted_units, device)
+        last = times.num_kernels if segment.last_kernel == -1 else segment.last_kernel
+        us = float(times.us[segment.first_kernel : last, atoms - 1].sum())
+        lane_us, area = lane_us + us, area + us * atoms
+    return area / lane_us
+
+
+@lru_cache(maxsize=4096)
+def _lowest(free: int, num_atoms: int) -> int:
+    """A mask of the lowest free atoms."""
+    atoms = 0
+    for _ in range(num_atoms):
+        atoms |= free & -free
+        free &= free - 1
+    return atoms
+
+
+@lru_cache(maxsize=4096)
+def _whole_lane(atoms: int, units: int) -> tuple[Segment, ...]:
+    return (Segment(Partition(atoms, units, units)),)

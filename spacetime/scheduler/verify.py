@@ -14,56 +14,85 @@ def verify(plan: Plan, snapshot: Snapshot, capabilities: Capabilities) -> None:
     if plan.wake_at_us is not None and plan.wake_at_us <= snapshot.now_us:
         raise PlanError(f"wake_at_us is {plan.wake_at_us}", f"now is {snapshot.now_us}", "wake in the future, or None")
     tenants = {tenant.name: tenant for tenant in snapshot.tenants}
+    running: dict[str, int] = {}  # lanes of a tenant, those of the plan included
     takeable: dict[str, dict[int, RequestView]] = {}
-    running = {tenant.name: tenant.running for tenant in snapshot.tenants}
+    checked: set[tuple[int, bool]] = set()  # lanes may share their segments: those need one look
     for index, lane in enumerate(plan.lanes):
-        _verify_segments(index, lane, snapshot.device, capabilities)
-        for name in lane.tenants:
-            if name not in tenants:
-                raise PlanError(f"lane {index}: tenant {name!r} has nothing waiting")
-            running[name] += 1
-            _verify_tenant(index, lane, tenants[name], running[name])
-            if name not in takeable:
-                takeable[name] = {view.id: view for view in tenants[name].waiting}
-        _verify_requests(index, lane, tenants, takeable)
+        kind = (id(lane.segments), lane.placement is None)
+        if kind not in checked:
+            _verify_segments(index, lane, snapshot.device, capabilities)
+            checked.add(kind)
+        _verify_lane(index, lane, tenants, running, takeable)
     if plan.isolated:
         _verify_isolation(plan.lanes, snapshot)
 
 
-def _verify_requests(
-    index: int, lane: Lane, tenants: dict[str, TenantView], takeable: dict[str, dict[int, RequestView]]
+def _verify_lane(
+    index: int,
+    lane: Lane,
+    tenants: dict[str, TenantView],
+    running: dict[str, int],
+    takeable: dict[str, dict[int, RequestView]],
 ) -> None:
-    if not lane.requests:
+    """Its tenants, and that each of its requests waits and is taken once. `running` and `takeable` are updated."""
+    requests = lane.requests
+    if not requests:
         raise PlanError(f"lane {index} of cohort {lane.cohort!r} is empty")
-    for request in lane.requests:
-        known = takeable[request.tenant].pop(request.id, None)
+    names = dict.fromkeys([request.tenant for request in requests])
+    units = lane.units
+    for name in names:
+        tenant = tenants.get(name)
+        if tenant is None:
+            raise PlanError(f"lane {index}: tenant {name!r} has nothing waiting")
+        num_lanes = running[name] = running.get(name, tenant.running) + 1
+        if (
+            num_lanes > tenant.max_concurrency
+            or tenant.cohort != lane.cohort
+            or units < tenant.min_units
+            or not tenant.fusible
+        ):
+            _verify_tenant(index, lane, len(names), units, tenant, num_lanes)
+    for request in requests:
+        name = request.tenant
+        waiting = takeable.get(name)
+        if waiting is None:
+            views = tenants[name].waiting
+            if len(views) == 1 and views[0] is request:  # as in most plans: spare the dictionary
+                takeable[name] = _NOTHING
+                continue
+            waiting = takeable[name] = {view.id: view for view in views}
+        known = waiting.pop(request.id, None)
         if known is not request and known != request:
-            taken = known is None and any(view.id == request.id for view in tenants[request.tenant].waiting)
+            taken = known is None and any(view.id == request.id for view in tenants[name].waiting)
             problem = "is in the plan twice" if taken else "does not wait"
-            raise PlanError(f"lane {index}: request {request.id} of tenant {request.tenant!r} {problem}")
+            raise PlanError(f"lane {index}: request {request.id} of tenant {name!r} {problem}")
 
 
-def _verify_tenant(index: int, lane: Lane, tenant: TenantView, num_lanes: int) -> None:
+_NOTHING: dict[int, RequestView] = {}  # stays empty: what is not in it cannot be popped
+
+
+def _verify_tenant(index: int, lane: Lane, num_tenants: int, units: int, tenant: TenantView, num_lanes: int) -> None:
     if num_lanes > tenant.max_concurrency:
         facts = f"max_concurrency is {tenant.max_concurrency}"
         raise PlanError(f"lane {index}: tenant {tenant.name!r} would run in {num_lanes} lanes at once", facts)
     if tenant.cohort != lane.cohort:
         facts = f"tenant {tenant.name!r} is of cohort {tenant.cohort!r}"
         raise PlanError(f"lane {index} is of cohort {lane.cohort!r}", facts, "one cohort per lane")
-    if lane.units < tenant.min_units:
-        facts = f"lane has {lane.units} units, the tenant needs {tenant.min_units}"
+    if units < tenant.min_units:
+        facts = f"lane has {units} units, the tenant needs {tenant.min_units}"
         raise PlanError(f"lane {index} is too small for tenant {tenant.name!r}", facts)
-    if not tenant.fusible and (lane.fused or len(lane.tenants) > 1):
-        facts = f"lane has fused={lane.fused} and {len(lane.tenants)} tenants"
+    if not tenant.fusible and (lane.fused or num_tenants > 1):
+        facts = f"lane has fused={lane.fused} and {num_tenants} tenants"
         raise PlanError(
             f"lane {index}: tenant {tenant.name!r} is not fusible", facts, "give it a plain lane of its own"
         )
 
 
 def _verify_segments(index: int, lane: Lane, device: Device, capabilities: Capabilities) -> None:
-    kernel = 0
+    kernel = num_floating = 0
     for segment in lane.segments:
         _verify_partition(index, segment.partition, device)
+        num_floating += segment.partition.is_floating
         last = segment.last_kernel
         if segment.first_kernel != kernel or (last != -1 and last <= kernel):
             facts = f"kernels {segment.first_kernel}..{last} follow kernel {kernel}"
@@ -71,10 +100,9 @@ def _verify_segments(index: int, lane: Lane, device: Device, capabilities: Capab
         kernel = last
     if kernel != -1:
         raise PlanError(f"lane {index}: segments end at kernel {kernel}", "the last one must end at -1")
-    floating = [segment.partition.is_floating for segment in lane.segments]
-    if any(floating):
-        if not all(floating) or lane.placement is None:
-            facts = f"{sum(floating)} of {len(floating)} segments float, placement is {lane.placement}"
+    if num_floating:
+        if num_floating < len(lane.segments) or lane.placement is None:
+            facts = f"{num_floating} of {len(lane.segments)} segments float, placement is {lane.placement}"
             raise PlanError(f"lane {index} floats in part", facts, "float in every segment, and say how to place them")
         if not capabilities.placement:
             raise PlanError(f"lane {index} floats", "this backend cannot place kernels", "give it atoms")
@@ -83,21 +111,22 @@ def _verify_segments(index: int, lane: Lane, device: Device, capabilities: Capab
 
 
 def _verify_partition(index: int, partition: Partition, device: Device) -> None:
-    atoms = partition.atoms
-    if partition.is_floating:
-        if not 1 <= partition.granted_units <= device.num_units:
+    atoms, granted_units = partition.atoms, partition.granted_units
+    if atoms == 0:  # it floats
+        if not 1 <= granted_units <= device.num_units:
             facts = f"the device has {device.num_units}"
-            raise PlanError(f"lane {index}: {partition.granted_units} floating units were granted", facts)
+            raise PlanError(f"lane {index}: {granted_units} floating units were granted", facts)
         return
-    if atoms <= 0 or atoms & ~device.all_atoms:
-        raise PlanError(f"lane {index}: atoms {atoms:#x} are not on the device", f"it has {device.all_atoms:#x}")
-    granted = device.num_units if atoms == device.all_atoms else atoms.bit_count() * device.units_per_atom
-    if partition.granted_units not in (granted, atoms.bit_count() * device.units_per_atom):
+    all_atoms = device.all_atoms
+    if atoms < 0 or atoms & ~all_atoms:
+        raise PlanError(f"lane {index}: atoms {atoms:#x} are not on the device", f"it has {all_atoms:#x}")
+    held_units = atoms.bit_count() * device.units_per_atom
+    if granted_units != held_units and (atoms != all_atoms or granted_units != device.num_units):
+        granted = device.num_units if atoms == all_atoms else held_units
         facts = f"{atoms.bit_count()} atoms hold {granted} units"
-        raise PlanError(f"lane {index}: {partition.granted_units} units were granted", facts)
-    if not 1 <= partition.asked_units <= partition.granted_units:
-        facts = f"{partition.granted_units} were granted"
-        raise PlanError(f"lane {index}: {partition.asked_units} units were asked for", facts)
+        raise PlanError(f"lane {index}: {granted_units} units were granted", facts)
+    if not 1 <= partition.asked_units <= granted_units:
+        raise PlanError(f"lane {index}: {partition.asked_units} units were asked for", f"{granted_units} were granted")
 
 
 def _verify_isolation(lanes: Iterable[Lane], snapshot: Snapshot) -> None:

@@ -181,7 +181,7 @@ def test_unknown_names() -> None:
         rt.add(tiny(), EXAMPLE, "t", colour="red")  # type: ignore[call-arg]
     with pytest.raises(st.OptionError) as unknown_policy:
         st.Runtime(policy="fifo")
-    assert_three_parts(unknown_policy.value, "'fifo' does not exist", "space_time, streams", "@st.policy")
+    assert_three_parts(unknown_policy.value, "'fifo' does not exist", "space_time", "@st.policy")
     with pytest.raises(st.OptionError) as unknown_device:
         st.Runtime(device="tpu:0")
     assert_three_parts(unknown_device.value, "'tpu:0' does not exist", "known: auto, cpu", "not supported")

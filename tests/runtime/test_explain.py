@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 import spacetime as st
+from spacetime.runtime.explain import ApartReport, Explanation
 from tests.runtime.models import EXAMPLE, Branching, X, tiny
 
 
@@ -85,3 +86,12 @@ def test_every_form_of_a_kernel_is_explained() -> None:
         explanation = rt.explain()
     for kernel in explanation.cohorts[0].kernels:
         assert f"{kernel.form}: {kernel.why}" in str(explanation)
+
+
+def test_a_tenant_that_runs_apart_is_explained() -> None:
+    explanation = Explanation("cpu", 2, "space_time", (), (), apart=(ApartReport("slow", 3.04),))
+    assert "apart slow: lanes with it took 3.0x as long as those without" in str(explanation)
+    assert Explanation.from_json(explanation.to_json()) == explanation
+    with st.Runtime() as rt:
+        rt.add(tiny(), EXAMPLE, "fine")(X)
+        assert rt.explain().apart == ()

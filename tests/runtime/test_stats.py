@@ -51,3 +51,13 @@ def test_a_tenant_that_never_asked_has_empty_books() -> None:
     with st.Runtime() as rt:
         rt.add(tiny(), EXAMPLE, "quiet")
         assert set(rt.stats()["quiet"].values()) == {0}
+
+
+def test_bytes_are_those_of_inputs_and_results() -> None:
+    with st.Runtime() as rt:
+        fused, opaque = rt.add(tiny(), EXAMPLE, "fused"), rt.add(Refusing().eval(), (X.abs(),), "opaque")
+        fused(X)
+        fused(X[:1])
+        opaque(X.abs())
+        assert rt.stats()["fused"]["bytes"] == 3 * 4 * (X.shape[1] + 3), "three rows of floats in and out"
+        assert rt.stats()["opaque"]["bytes"] == 2 * X.nbytes

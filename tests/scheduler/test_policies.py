@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from spacetime.device import Capabilities, Device
 from spacetime.plan import Lane, RequestView, Segment, Snapshot, TenantView
 from spacetime.scheduler.costs import OnlineCosts
-from spacetime.scheduler.registry import get_policy
+from spacetime.scheduler.registry import get_policy, policy_names
 from spacetime.scheduler.verify import verify
 from tests.scheduler.harness import snapshot, tenant_view
 
-POLICIES = ["time_slice", "streams", "space_time"]
+POLICIES = list(policy_names())
 CAPABLE = Capabilities(partitions=True, segments=False, graphs=False)
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from spacetime.errors import OptionError, RejectedError
 from spacetime.plan import TenantView
-from spacetime.scheduler.queues import ACTIVE_US, VISIBLE_REQUESTS
+from spacetime.scheduler.queues import ACTIVE_US, LOOKS_PER_PUSH, VISIBLE_REQUESTS
+from spacetime.scheduler.request import Request
 from tests.scheduler.harness import Echo, World
 
 
@@ -103,3 +104,63 @@ def test_names_are_unique_and_known() -> None:
         world.scheduler.add_tenant(spec, Echo())
     with pytest.raises(OptionError, match=r"'b' does not exist(.|\n)*known: a"):
         world.scheduler.remove_tenant("b")
+
+
+def test_a_cancelled_request_makes_room_in_a_full_queue() -> None:
+    world = World("time_slice", latency_us=10_000)
+    world.add("a", max_queue=3)
+    world.submit("a")
+    world.step()
+    waiting = [world.submit("a") for _ in range(3)]
+    waiting[1].cancel()
+    kept, refused = world.submit("a"), world.submit("a")
+    assert not kept.done() and isinstance(refused.exception(0), RejectedError)
+    for future in (waiting[0], waiting[2], kept):
+        future.cancel()
+    last = world.submit("a", payload=9)
+    assert world.scheduler.num_waiting == 1
+    world.run()
+    books = world.scheduler.stats()["a"]
+    assert last.result(0) == 9
+    assert (books["completed"], books["rejected"], books["cancelled"]) == (2, 1, 4)
+
+
+def test_a_flood_does_not_search_a_long_queue_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def look(request: Request) -> bool:
+        nonlocal looks
+        looks += 1
+        return False
+
+    monkeypatch.setattr(Request, "is_cancelled", property(look))
+    world = World()
+    world.add("a", max_queue=6400)
+    for _ in range(6400 + 1000):
+        world.submit("a")
+    assert looks <= 6400 + 1000 * LOOKS_PER_PUSH
+
+
+def test_a_view_shows_recent_rates_and_latency() -> None:
+    world = World("time_slice", latency_us=2000)
+    world.add("a", weight=1.0)
+    for _ in range(2000):  # a request every 3 ms or so, for several time constants
+        world.submit("a")
+        world.run()
+        world.backend.advance(1000)
+    world.submit("a")
+    view = view_of(world, "a")
+    rate = 1e6 * 2000 / world.backend.now_us()
+    assert view.arrivals_per_s == pytest.approx(rate, rel=0.03)
+    assert view.completions_per_s == pytest.approx(rate, rel=0.03)
+    assert 2000 <= view.latency_us <= 2200
+    assert not view.apart and not view.resizing and view.share_units is None
+
+
+def test_arrivals_that_find_the_queue_full_are_seen() -> None:
+    world = World("time_slice", latency_us=2000)
+    world.add("a", max_queue=1)
+    for _ in range(100):
+        world.submit("a")
+    view = view_of(world, "a")
+    assert view.arrivals_per_s > 90 and view.completions_per_s == 0 and view.latency_us == 0

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from spacetime.device import Capabilities, Device, Partition
 from spacetime.plan import Lane, Plan, RequestView, Segment, Snapshot, TenantView
-from spacetime.scheduler.space_time import HOLD_GAP_US, HOLD_SHARE, MAX_HOLD_US, ROWS_PER_LANE, space_time
+from spacetime.scheduler.space_time import (
+    HOLD_GAP_US,
+    HOLD_SHARE,
+    MAX_HOLD_US,
+    ROWS_PER_LANE,
+    space_time,
+    space_time_floating,
+)
+from spacetime.scheduler.tables import KernelTimes
 from tests.scheduler.harness import CORES, TableCosts, snapshot, tenant_view
 
+ONE = Device("one core", "null", num_units=1)
+EIGHT = Device("eight cores", "null", num_units=8)
 FUSING_PAYS = TableCosts(lambda tenants, rows, units: 1000.0 + 1000.0 / units)  # rows are free
 ROWS_COST = TableCosts(lambda tenants, rows, units: 1000.0 * rows)  # neither fusing nor more units help
 
@@ -140,3 +152,145 @@ def test_a_held_cohort_does_not_hold_up_the_others() -> None:
     other = tenant_view("other", 1, cohort="other")
     plan = space_time(snapshot(*four(active_peers=5, arrival_us=1000), other), FUSING_PAYS)
     assert [lane.cohort for lane in plan.lanes] == ["other"] and plan.wake_at_us is not None
+
+
+def test_stragglers_get_a_lane_of_their_own() -> None:
+    slow = tenant_view("slow", 1, apart=True)
+    lanes = space_time(snapshot(*four(), slow), FUSING_PAYS).lanes
+    assert sorted(lane.tenants for lane in lanes) == [("slow",), ("t0", "t1", "t2", "t3")]
+
+
+def test_a_cohort_leaves_others_their_share() -> None:
+    """Eight tenants would like four lanes of their own; the other cohort's turn comes before their third."""
+    many = [tenant_view(f"t{i}", 40) for i in range(8)]
+    lanes = space_time(
+        snapshot(*many, tenant_view("other", 40, cohort="other", arrival_us=9), device=EIGHT), ROWS_COST
+    ).lanes
+    assert "other" in {lane.cohort for lane in lanes}
+
+
+def test_what_still_waits_has_another_turn() -> None:
+    """A cohort that leaves its share to one that needs less takes what is left in the end."""
+    many = [tenant_view(f"t{i}", 60) for i in range(8)]
+    lanes = space_time(snapshot(*many, tenant_view("other", 1, cohort="other"), device=EIGHT), ROWS_COST).lanes
+    assert sum(lane.units for lane in lanes) == 8
+
+
+def test_lanes_are_larger_than_a_tenant_needs_where_sizes_are_odd() -> None:
+    needy = [tenant_view(name, 1, cohort=name, min_units=3) for name in "ab"]
+    plan = space_time(snapshot(*needy, *four(), device=EIGHT), FUSING_PAYS)
+    assert all(lane.units >= 3 for lane in plan.lanes if lane.cohort in "ab") and len(plan.lanes) == 3
+
+
+# -- deadlines ------------------------------------------------------------------------------------------
+
+PER_ROW = TableCosts(lambda tenants, rows, units: 100.0 * rows)
+
+
+def test_a_lane_does_not_grow_to_where_its_tightest_member_is_late() -> None:
+    """On one unit: eight rows take 800 us."""
+    calm = [tenant_view(f"t{i}", 1) for i in range(7)]
+    (lane,) = space_time(snapshot(*calm, tenant_view("tight", 1, deadline_us=1350), device=ONE), PER_ROW).lanes
+    assert "tight" in lane.tenants and lane.num_rows == 3, "now is 1000"
+    (lane,) = space_time(snapshot(*calm, tenant_view("lax", 1, deadline_us=1800), device=ONE), PER_ROW).lanes
+    assert lane.num_rows == 8
+
+
+def test_who_cannot_be_in_time_shrinks_nobodys_lane() -> None:
+    calm = [tenant_view(f"t{i}", 1) for i in range(7)]
+    (lane,) = space_time(snapshot(*calm, tenant_view("hopeless", 1, deadline_us=1099), device=ONE), PER_ROW).lanes
+    assert lane.num_rows == 8
+
+
+def test_a_deep_queue_is_cut_where_its_deadlines_say_so() -> None:
+    deep = tenant_view("deep", 1, 1, 1, 1, 1, 1, deadline_us=1250, max_concurrency=1)
+    (lane,) = space_time(snapshot(deep, device=ONE), PER_ROW).lanes
+    assert [view.id for view in lane.requests] == [0, 1]
+
+
+def test_a_deadline_may_take_more_than_its_share_of_the_units() -> None:
+    scaling = TableCosts(lambda tenants, rows, units: 10.0 + 800.0 * rows / units)
+    others = [tenant_view(name, 1, cohort=name) for name in "abcdefg"]
+    urgent = tenant_view("urgent", 1, cohort="urgent", deadline_us=1150)
+    lanes = space_time(snapshot(*others, urgent, device=EIGHT), scaling).lanes
+    assert [lane.units for lane in lanes if lane.cohort == "urgent"] == [8]
+    relaxed = tenant_view("relaxed", 1, cohort="urgent", deadline_us=9000)
+    assert len(space_time(snapshot(*others, relaxed, device=EIGHT), scaling).lanes) == 8
+
+
+def test_nobody_is_held_back_into_being_late() -> None:
+    now_us = 5000
+    slow = TableCosts(lambda *_: 10_000.0)
+
+    def hold(deadline_us: int | None) -> Plan:
+        waiting = tenant_view("t", 1, active_peers=5, arrival_us=now_us, deadline_us=deadline_us)
+        return space_time(snapshot(waiting, now_us=now_us), slow)
+
+    assert hold(None).wake_at_us == now_us + HOLD_GAP_US
+    assert hold(now_us + 10_020).wake_at_us == now_us + 20
+    assert hold(now_us + 10_000).lanes
+
+
+# -- what is left ---------------------------------------------------------------------------------------
+
+
+class Uneven(TableCosts):
+    """Cohort "wide" makes use of all units that it gets, and "narrow" of one."""
+
+    def lane_us(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool = True) -> float:
+        if cohort == "narrow":
+            return 1000.0 + units  # a larger lane is no use
+        return 8000.0 / units**0.9
+
+
+def test_what_is_left_goes_where_it_gains_most() -> None:
+    wide, narrow = tenant_view("w", 1, cohort="wide"), tenant_view("n", 1, cohort="narrow", arrival_us=1)
+    lanes = {lane.cohort: lane.units for lane in space_time(snapshot(wide, narrow, device=EIGHT), Uneven()).lanes}
+    assert lanes == {"wide": 7, "narrow": 1}
+
+
+def test_nothing_is_widened_while_somebody_waits_for_the_units() -> None:
+    wide = tenant_view("w", 1, cohort="wide")
+    held = tenant_view("h", 1, cohort="narrow", active_peers=5, arrival_us=1000)
+    plan = space_time(snapshot(wide, held, device=EIGHT), Uneven())
+    assert plan.wake_at_us is not None and sum(lane.units for lane in plan.lanes) < 8
+
+
+# -- segments -------------------------------------------------------------------------------------------
+
+SEGMENTS = Capabilities(partitions=True, segments=True, graphs=False)
+PLACEMENT = replace(SEGMENTS, placement=True)
+
+
+class Kernels(TableCosts):
+    """Four kernels that scale, then four of which each is slower on more units."""
+
+    def kernel_times(self, cohort: str, *, tenants: int, rows: int, fused: bool = True) -> KernelTimes:
+        sizes = range(1, 5)
+        return KernelTimes.of([[8000.0 / size for size in sizes]] * 4 + [[1000.0 + 300 * size for size in sizes]] * 4)
+
+    def lane_us(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool = True) -> float:
+        return self.kernel_times(cohort, tenants=tenants, rows=rows, fused=fused).lane_us(units)
+
+
+def test_a_lane_has_segments_where_kernels_are_faster_on_fewer_units() -> None:
+    (lane,) = space_time(replace(snapshot(tenant_view("t", 1)), capabilities=SEGMENTS), Kernels()).lanes
+    assert [(s.partition.atoms, s.first_kernel, s.last_kernel) for s in lane.segments] == [(15, 0, 4), (1, 4, -1)]
+    (lane,) = space_time(snapshot(tenant_view("t", 1)), Kernels()).lanes
+    assert len(lane.segments) == 1, "this backend cannot switch"
+
+
+def test_floating_lanes_ask_for_what_their_kernels_need() -> None:
+    view = replace(snapshot(tenant_view("t", 1), tenant_view("u", 1, cohort="other")), capabilities=PLACEMENT)
+    plan = space_time_floating(view, Kernels())
+    assert not plan.isolated and len(plan.lanes) == 2
+    for lane in plan.lanes:
+        assert [s.partition for s in lane.segments] == [Partition.floating(4), Partition.floating(1)]
+        assert lane.placement is not None and lane.placement.max_overlap > 0
+    busy = replace(view, running=(plan.lanes[0],) * 4)
+    assert not space_time_floating(busy, Kernels()).lanes, "four lanes of three units on average are enough for four"
+
+
+def test_floating_lanes_keep_their_atoms_where_the_device_does_not_place_kernels() -> None:
+    view = replace(snapshot(tenant_view("t", 1)), capabilities=SEGMENTS)
+    assert space_time_floating(view, Kernels()) == space_time(view, Kernels())

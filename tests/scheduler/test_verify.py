@@ -126,3 +126,10 @@ def test_floating_lanes_overlap_nothing_and_need_a_device_that_places_them() -> 
 def test_bad_floating_lanes_are_found(problem: str, lane: Lane) -> None:
     with pytest.raises(PlanError, match=problem):
         verify(Plan((lane,)), SNAPSHOT, PLACING)
+
+
+def test_segments_that_lanes_share_are_looked_at_for_each_kind_of_lane() -> None:
+    other = Lane("cohort", A.waiting[1:], FLOATING.segments)
+    verify(Plan((FLOATING, replace(other, placement=Placement()))), SNAPSHOT, PLACING)
+    with pytest.raises(PlanError, match="lane 1 floats in part"):
+        verify(Plan((FLOATING, other)), SNAPSHOT, PLACING)
