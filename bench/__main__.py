@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import add, decision, lone, masks, numerics, throughput
+from bench import add, decision, lone, masks, numerics, profile_accuracy, simulator, throughput
 from bench.cases import FULL, QUICK, Scale
 from bench.provenance import Provenance, collect
 from bench.results import Measurement, Row, append, default_path
@@ -20,6 +20,8 @@ CASES: dict[str, Callable[[Scale], Iterator[Measurement]]] = {
     "lone": lone.run,
     "decision": decision.run,
     "masks": masks.run,
+    "profile_accuracy": profile_accuracy.run,
+    "simulator": simulator.run,
     "throughput": throughput.run,
 }
 

@@ -17,7 +17,9 @@ PUBLIC = {
     "Explanation",
     "wrap",
     "capture",
+    "profile",
     "policy",
+    "simulate",
     # values
     "Program",
     "Plan",
@@ -29,6 +31,7 @@ PUBLIC = {
     "Partition",
     "Workload",
     "Trace",
+    "Profile",
     # errors
     "SpacetimeError",
     "OptionError",
@@ -36,6 +39,7 @@ PUBLIC = {
     "CaptureError",
     "PartitionError",
     "PlanError",
+    "AdmissionError",
     "RejectedError",
     "ClosedError",
 }

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from spacetime._version import __version__
-from spacetime.cli import demo, doctor
+from spacetime.cli import compare, demo, doctor, profile, simulate
 from spacetime.errors import SpacetimeError
 
 app = typer.Typer(
@@ -17,6 +17,9 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(doctor.doctor)
+app.command()(simulate.simulate)
+app.command()(profile.profile)
+app.command()(compare.compare)
 
 
 def _print_version(asked: bool) -> None:

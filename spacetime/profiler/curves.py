@@ -66,7 +66,7 @@ def find_knee(points: Sequence[Point], tolerance: float = TOLERANCE, seed: int =
     """
     points = _checked(points)
     units = np.array([point.units for point in points], dtype=np.float64)
-    fitted = monotone(np.array([point.median_us for point in points]), _weights(points))
+    fitted = monotone(_medians(points), _weights(points))
     index = _first_within(fitted, tolerance)
     most = units[-1]
     return Knee(
@@ -80,11 +80,17 @@ def find_knee(points: Sequence[Point], tolerance: float = TOLERANCE, seed: int =
     )
 
 
+def knee_units(points: Sequence[Point], tolerance: float = TOLERANCE) -> int:
+    """The size of `find_knee` alone."""
+    points = _checked(points)
+    return points[_first_within(monotone(_medians(points), _weights(points)), tolerance)].units
+
+
 def fit_law(points: Sequence[Point]) -> Law:
     """The law that fits best in relative terms; neither part is negative."""
     points = _checked(points)
     inverse = np.array([1 / point.units for point in points])
-    medians = np.array([point.median_us for point in points])
+    medians = _medians(points)
     weights = 1 / medians
     if len(points) == 1:
         return Law(0.0, float(medians[0]))
@@ -119,6 +125,10 @@ def _checked(points: Sequence[Point]) -> list[Point]:
     return ordered
 
 
+def _medians(points: Sequence[Point]) -> Floats:
+    return np.array([point.median_us for point in points])
+
+
 def _weights(points: Sequence[Point]) -> Floats:
     """A median of many samples that agree counts for more."""
     spreads = [np.median(np.abs(np.array(point.samples_us) - point.median_us)) for point in points]
@@ -131,6 +141,8 @@ def _first_within(fitted: Floats, tolerance: float) -> int:
 
 
 def _confidence(points: Sequence[Point], index: int, tolerance: float, seed: int) -> float:
+    if all(len(point.samples_us) == 1 for point in points):
+        return 1.0  # there is nothing to draw: every draw is what was given
     rng, weights = np.random.default_rng(seed), _weights(points)
     drawn = [
         np.median(rng.choice(np.array(point.samples_us), (DRAWS, len(point.samples_us))), axis=1) for point in points

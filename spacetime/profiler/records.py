@@ -49,6 +49,9 @@ class Key(Value):
     kernel: str
     rows: int
     units: int
+    # "run": as a whole run of the program leaves the caches. "warm": as the last call of the kernel left them.
+    # "cold": swept before each call. "model": the model knows no caches, all traffic goes to memory.
+    cache: str = "run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,10 @@ class Measurement(Value):
     op: str
     dtype: str
     samples_us: tuple[float, ...]
+    calls: int  # in a row behind each sample, which is their mean: quick kernels need many for the clock
+    overhead_us: float  # of each call, by the loop that times it; contained in the samples
+    num_disturbed: int  # samples left out because other work on the machine interrupted them
     method: str  # "measured" | "modelled"
-    cache: str  # "warm": weights as the last repeat left them; "cold": caches swept before each
     date: str  # YYYY-MM-DD
 
     @property

@@ -23,7 +23,7 @@ KEY = Key("linear(float32[rows, 4])8", 1, 2)
 
 
 def measured(key: Key = KEY, *samples_us: float, date: str = "2026-01-01") -> Measurement:
-    return Measurement(key, "linear", "float32", samples_us or (5.0,), "measured", "warm", date)
+    return Measurement(key, "linear", "float32", samples_us or (5.0,), 40, 0.05, 0, "measured", date)
 
 
 @pytest.fixture

@@ -1,0 +1,232 @@
+"""Measuring what is not known yet of a program: kernel by kernel, into the store as it goes. `run` calls it; no torch.
+
+Every kernel is measured with the values of a real run of its program, once per key, however often it occurs. What is
+in the store already is not measured again, so a run that was interrupted is resumed by running it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Protocol
+
+from spacetime.errors import OptionError
+from spacetime.ir import Kernel, Program
+from spacetime.profiler.curves import Point
+from spacetime.profiler.few_points import Search, search
+from spacetime.profiler.measure import Effort, Stopped, Taken, Wanted, time_in_runs, time_on_sizes
+from spacetime.profiler.profile import BETWEEN, Ceilings
+from spacetime.profiler.records import Key, Measurement
+from spacetime.profiler.site import Call, Sample, Site
+from spacetime.profiler.store import Store
+
+IDEAL_S = 0.2  # for each ideal kernel: its best sample counts, so a few will do
+RUN = "run"
+CEILING = "ceiling:"  # keys of the device's ideal kernels
+
+
+class Runnable(Protocol):
+    """A program that can be run kernel by kernel."""
+
+    def kernels(self, rows: int) -> Iterator[tuple[int, Call]]:
+        """(index, a call that repeats it), in order; a call is good until the next one is asked for."""
+
+    def time(self, rows: int, site: Site) -> Sequence[Sample]:
+        """A sample of every kernel from one run, and one of what lies between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a profile is."""
+
+    done: int  # kernels, each at every row count
+    total: int
+    kernel: str  # the name of the last
+    num_known: int  # of those done: not measured now
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured once: all kernels of one key, or what lies between the kernels of a program."""
+
+    key: str
+    name: str
+    op: str
+    dtype: str
+    indices: tuple[int, ...]
+
+
+@dataclass
+class _Curve:
+    """A subject on its way: what is found, and the sizes that are asked for next; none: it is all there."""
+
+    subject: Subject
+    asking: Search
+    found: dict[int, Taken] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sizes: Sequence[int] = next(self.asking)
+
+    def feed(self, taken: Mapping[int, Taken]) -> None:
+        self.found |= taken
+        try:
+            self.sizes = self.asking.send([Point(units, taken[units].samples_us) for units in self.sizes])
+        except StopIteration:
+            self.sizes = ()
+
+
+@dataclass
+class Campaign:
+    """One program on one site."""
+
+    program: Program
+    site: Site
+    store: Store
+    rows: Sequence[int]
+    sizes: Sequence[int]  # exactly these if `exact`, else as many of them as it takes to know the curve
+    exact: bool
+    tolerance: float
+    cache: str
+    effort: Effort
+    progress: Callable[[Progress], None]
+    stopped: Callable[[], bool]
+    known: dict[Key, Measurement] = field(default_factory=dict)
+    _used: list[Measurement] = field(default_factory=list)
+    _done: int = 0
+    _num_known: int = 0
+
+    def run(self, runnable: Runnable) -> tuple[Measurement, ...]:
+        """All measurements of the program's kernels, known ones included. On the site's thread."""
+        subjects = subjects_of(self.program, with_between=self.cache == RUN)
+        for rows in self.rows:
+            missing = [each for each in subjects if not self._is_known(each, rows)]
+            for each in subjects:
+                if each not in missing:
+                    self._report(each, len(subjects), known=True)
+            if missing:
+                measured = self._in_runs if self.cache == RUN else self._one_by_one
+                for each in measured(runnable, rows, missing):
+                    self._report(each, len(subjects), known=False)
+        place = {subject.key: index for index, subject in enumerate(subjects)}
+        return tuple(sorted(self._used, key=lambda each: (each.key.rows, place[each.key.kernel], each.key.units)))
+
+    def ceilings(self) -> Ceilings:
+        """What the whole device reaches on its ideal kernels."""
+        best_us = {}
+        whole = self.site.sizes[-1]
+        for name, ideal in self.site.ideals().items():
+            key = Key(CEILING + name, 1, whole, self.cache)
+            if key not in self.known:
+                taken = self._time(
+                    ideal.call, [whole], replace(self.effort, budget_s=min(self.effort.budget_s, IDEAL_S))
+                )
+                self._keep([self._measurement(key, name, "float32", taken[whole])])
+            best_us[name] = min(self.known[key].samples_us) / ideal.amount
+        return Ceilings(1 / best_us["compute"], 1 / best_us["bandwidth"], best_us["launch"])
+
+    # -- one row count --------------------------------------------------------------------------------
+
+    def _is_known(self, subject: Subject, rows: int) -> bool:
+        """Do the known points answer everything that would be asked? Then they are used."""
+        asked = self._search()
+        sizes = next(asked)
+        used: list[Measurement] = []
+        while True:
+            keys = [self._key(subject, rows, units) for units in sizes]
+            if any(key not in self.known for key in keys):
+                return False
+            used += [self.known[key] for key in keys]
+            try:
+                sizes = asked.send([self.known[key].point for key in keys])
+            except StopIteration:
+                self._used += used
+                return True
+
+    def _one_by_one(self, runnable: Runnable, rows: int, missing: Sequence[Subject]) -> Iterator[Subject]:
+        left = {subject.indices[0]: subject for subject in missing}
+        for index, call in runnable.kernels(rows):
+            if self.stopped():
+                raise Stopped
+            if index not in left:
+                continue
+            curve = _Curve(left.pop(index), self._search())
+            while curve.sizes:
+                curve.feed(self._time(call, curve.sizes, self.effort))
+            yield self._keep_curve(curve, rows)
+            if not left:
+                return
+        names = ", ".join(subject.name for subject in left.values())
+        raise OptionError(
+            "a program did not run as it was captured", f"it left out {names}", "capture the module again"
+        )
+
+    def _in_runs(self, runnable: Runnable, rows: int, missing: Sequence[Subject]) -> Iterator[Subject]:
+        curves = {subject.key: _Curve(subject, self._search()) for subject in missing}
+        while curves:
+            wanted = {key: Wanted(curve.subject.indices, tuple(curve.sizes)) for key, curve in curves.items()}
+            run = partial(runnable.time, rows, self.site)
+            for key, taken in time_in_runs(self.site, run, wanted, self.effort, stopped=self.stopped):
+                curves[key].feed(taken)
+                if not curves[key].sizes:
+                    yield self._keep_curve(curves.pop(key), rows)
+
+    def _search(self) -> Search:
+        return search(self.sizes, self.tolerance, exact=self.exact)
+
+    def _time(self, call: Call, sizes: Sequence[int], effort: Effort) -> Mapping[int, Taken]:
+        return time_on_sizes(self.site, call, sizes, effort, cold=self.cache == "cold", stopped=self.stopped)
+
+    # -- book-keeping ---------------------------------------------------------------------------------
+
+    def _key(self, subject: Subject, rows: int, units: int) -> Key:
+        return Key(subject.key, rows, units, self.cache)
+
+    def _keep_curve(self, curve: _Curve, rows: int) -> Subject:
+        """Kept when all of it is there: half a curve was not measured in turns."""
+        subject = curve.subject
+        measurements = [
+            self._measurement(self._key(subject, rows, units), subject.op, subject.dtype, taken)
+            for units, taken in curve.found.items()
+        ]
+        self._keep(measurements)
+        self._used += measurements
+        return subject
+
+    def _measurement(self, key: Key, op: str, dtype: str, taken: Taken) -> Measurement:
+        return Measurement(
+            key=key,
+            op=op,
+            dtype=dtype,
+            samples_us=tuple(round(us, 4) for us in taken.samples_us),
+            calls=taken.calls,
+            overhead_us=round(self.site.overhead_us, 4),
+            num_disturbed=taken.num_disturbed,
+            method="measured",
+            date=datetime.now(UTC).date().isoformat(),
+        )
+
+    def _keep(self, measurements: Sequence[Measurement]) -> None:
+        self.store.append(self.site.environment, measurements)
+        self.known |= {measurement.key: measurement for measurement in measurements}
+
+    def _report(self, subject: Subject, num_subjects: int, *, known: bool) -> None:
+        self._done += 1
+        self._num_known += known
+        self.progress(Progress(self._done, num_subjects * len(self.rows), subject.name, self._num_known))
+
+
+def subjects_of(program: Program, *, with_between: bool) -> list[Subject]:
+    """Every key once, in the order of the kernels."""
+    kernels: dict[str, list[Kernel]] = {}
+    for kernel in program.kernels:
+        kernels.setdefault(kernel.key, []).append(kernel)
+    subjects = [
+        Subject(key, same[0].name, same[0].op, same[0].outputs[0].dtype, tuple(kernel.index for kernel in same))
+        for key, same in kernels.items()
+    ]
+    if with_between:
+        between = BETWEEN + program.signature
+        subjects.append(Subject(between, "between kernels", "between", "", (len(program.kernels),)))
+    return subjects

@@ -1,0 +1,91 @@
+"""What this machine is, as far as it may change a latency. Used by the profiler's sites and by modelled profiles."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+from spacetime._version import __version__
+from spacetime.backends.threads import available_cores
+from spacetime.device import Device
+from spacetime.profiler.records import Environment
+
+# Set by a user, these change what torch's kernels do.
+_VARIABLES = ("ATEN_CPU_CAPABILITY", "DNNL_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+def cpu_environment() -> Environment:
+    """The cores that this process may use. The same process settings give the same environment."""
+    num_cores = len(available_cores())
+    return Environment(
+        device=f"{cpu_model()}, {num_cores} cores",
+        kind="cpu",
+        num_units=num_cores,
+        driver=f"{platform.system()} {platform.release()}",
+        versions=tuple(sorted({**_libraries(), **_variables()}.items())),
+    )
+
+
+def modelled_environment(device: Device) -> Environment:
+    """An analytic model of a device; another parameter of the device is another environment."""
+    parameters = hashlib.sha256(device.to_json().encode()).hexdigest()[:8]
+    return Environment(
+        device=f"model:{device.name}",
+        kind="model",
+        num_units=device.num_units,
+        driver=f"analytic model, parameters {parameters}",
+        versions=(("spacetime", __version__),),
+    )
+
+
+def cpu_model() -> str:
+    """Linux's name of the model; elsewhere what Python knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return found.group(1).strip()
+    return platform.processor() or platform.machine()
+
+
+def last_level_cache_bytes() -> int | None:
+    """Of the largest cache in front of the memory; None where the system does not tell."""
+    sizes = [_size_bytes(path.read_text(encoding="ascii")) for path in _CACHES.glob("index*/size")]
+    return max(sizes, default=None)
+
+
+def _size_bytes(text: str) -> int:
+    """
+    >>> _size_bytes("480K"), _size_bytes("2M")
+    (491520, 2097152)
+    """
+    number, unit = re.fullmatch(r"(\d+)([KMG]?)\s*", text).groups()  # type: ignore[union-attr]
+    return int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
+
+
+def _libraries() -> dict[str, str]:
+    built = torch.__config__.show()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "float32 products": torch.get_float32_matmul_precision(),
+        "oneDNN": _found(r"MKL-DNN v(\S+)", built) if torch.backends.mkldnn.enabled else "disabled",
+        "MKL": _found(r"Math Kernel Library Version (\S+)", built),
+        "OpenMP": _found(r"OpenMP (\d+)", built),
+    }
+
+
+def _found(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    return found.group(1) if found else "none"
+
+
+def _variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}

@@ -1,0 +1,187 @@
+"""Where kernels are timed: a Protocol, and the CPU behind it. Used by the profiler; a GPU brings a site of its own.
+
+A site is entered on the thread that measures, and confines what that thread runs to some of the device's units.
+The CPU has one OpenMP team at a time (docs/decisions/002): changing the number of cores lets the team go, and the
+next call starts another one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+
+from spacetime.backends.threads import available_cores, can_pin, confine, release_team
+from spacetime.errors import OptionError
+from spacetime.profiler.environment import cpu_environment, last_level_cache_bytes
+from spacetime.profiler.records import Environment
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+Call = Callable[[], object]
+
+SWEPT_IF_UNKNOWN_BYTES = 256 << 20
+PRODUCT_SIDE = 512
+COPIED_BYTES = 32 << 20
+NUM_EMPTY_CALLS = 2_000
+LONG_US = 25.0  # what was quicker was not interrupted, and asking the system would disturb what comes next
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    us: float  # of one call
+    disturbed: bool  # other work on the machine interrupted it
+
+
+@dataclass(frozen=True, slots=True)
+class Ideal:
+    """A kernel that shows what the device can do."""
+
+    call: Call
+    amount: int  # of floating point operations, of bytes; 1: of launches
+
+
+class Site(Protocol):
+    @property
+    def environment(self) -> Environment: ...
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of units that it can confine work to, ascending; the last is the whole device."""
+
+    @property
+    def overhead_us(self) -> float:
+        """What the timing itself adds to every call."""
+
+    @property
+    def reading_us(self) -> float:
+        """What it takes to read the clock twice around a kernel, and to write that down."""
+
+    def now_us(self) -> float: ...
+
+    def interruptions(self) -> int:
+        """A count that grows when other work takes units from this process."""
+
+    def confine(self, units: int) -> None:
+        """Calls that follow run on so many units."""
+
+    def sample(self, call: Call, calls: int) -> Sample:
+        """The mean of so many calls in a row."""
+
+    def sweep(self) -> None:
+        """Drive everything out of the caches."""
+
+    def ideals(self) -> Mapping[str, Ideal]:
+        """For "compute", "bandwidth" and "launch"."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class CpuSite:
+    """The cores that this process may use."""
+
+    def __init__(self) -> None:
+        self._cores = available_cores()
+        self._swept: torch.Tensor | None = None
+        self._readings: list[object] = []
+        self.environment = cpu_environment()
+        self.sizes = tuple(range(1, len(self._cores) + 1)) if can_pin() else (len(self._cores),)
+        self.overhead_us = self.reading_us = 0.0
+
+    def __enter__(self) -> Self:
+        self._no_grad = torch.no_grad()
+        self._no_grad.__enter__()
+        self.overhead_us = min(self.sample(_nothing, NUM_EMPTY_CALLS).us for _ in range(5))
+        self.reading_us = min(self.sample(self._read, NUM_EMPTY_CALLS).us for _ in range(5)) - self.overhead_us
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._no_grad.__exit__(kind, error, traceback)
+        self._swept = None
+        self._readings.clear()
+        release_team()
+
+    def now_us(self) -> float:
+        return time.perf_counter_ns() / 1e3
+
+    def interruptions(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource is not None else 0
+
+    def confine(self, units: int) -> None:
+        release_team()
+        confine(self._cores[:units])
+
+    def sample(self, call: Call, calls: int) -> Sample:
+        interruptions = self.interruptions()
+        turns = range(calls)
+        start_ns = time.perf_counter_ns()
+        for _ in turns:
+            call()
+        end_ns = time.perf_counter_ns()
+        return Sample((end_ns - start_ns) / 1e3 / calls, self.interruptions() > interruptions)
+
+    def _read(self) -> None:
+        """As in the function that straight.py writes."""
+        now = self.now_us
+        start = now()
+        end = now()
+        self._readings.append((0, start, end, self.interruptions() if end - start > LONG_US else None))
+
+    def sweep(self) -> None:
+        if self._swept is None:
+            self._swept = torch.zeros(_bytes_to_sweep(), dtype=torch.uint8)
+        self._swept.add_(1)
+
+    def ideals(self) -> Mapping[str, Ideal]:
+        square = torch.rand(PRODUCT_SIDE, PRODUCT_SIDE)
+        source = torch.zeros(COPIED_BYTES // 4)
+        target, single = torch.empty_like(source), torch.zeros(1)
+        return {
+            "compute": Ideal(lambda: torch.mm(square, square), 2 * PRODUCT_SIDE**3),
+            "bandwidth": Ideal(lambda: target.copy_(source), 2 * COPIED_BYTES),
+            "launch": Ideal(lambda: torch.relu(single), 1),
+        }
+
+
+def make_site(device: str) -> Site:
+    """The site for the name of a device that is here."""
+    if device == "cpu":
+        return CpuSite()
+    raise OptionError(
+        f"kernels cannot be measured on {device!r}",
+        "known: cpu, and model:NAME, which is modelled",
+        "name one of these",
+    )
+
+
+def _nothing() -> None:
+    """What the calls that are timed cost by themselves."""
+
+
+def _bytes_to_sweep() -> int:
+    known = last_level_cache_bytes()
+    wanted = SWEPT_IF_UNKNOWN_BYTES if known is None else known + known // 4
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:  # not Linux: an allocation that fails says so itself
+        return wanted
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if wanted > free // 2:
+        raise OptionError(
+            "the caches cannot be swept",
+            f"that takes a buffer of {wanted >> 20} MiB, more than the last-level cache; {free >> 20} MiB are free",
+            'free some memory, or measure with cache="warm"',
+        )
+    return wanted

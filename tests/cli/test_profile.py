@@ -1,0 +1,345 @@
+"""`spacetime profile` and `spacetime-profile` as users meet them."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import spacetime as st
+from spacetime import zoo
+from spacetime.cli import profile as verb
+from spacetime.cli.models import load_model
+from spacetime.cli.profile import ProfileReport
+from spacetime.profiler.campaign import Progress
+from tests.cli.commands import Ended, run
+
+MODELLED = ("--device", "model:h200")
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing is written to the user's own cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    return tmp_path / "caches"
+
+
+def profiled(capsys: pytest.CaptureFixture[str], *arguments: object) -> ProfileReport:
+    ended = run(capsys, "profile", *arguments, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    return ProfileReport.from_json(ended.out)
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    assert doctest.testmod(verb).failed == 0
+
+
+# -- what it prints and writes ---------------------------------------------------------------------------------------
+
+
+def test_a_table_of_layers_a_model_level_knee_and_the_files(capsys: pytest.CaptureFixture[str], caches: Path) -> None:
+    ended = run(capsys, "profile", "zoo:mlp", *MODELLED)
+    assert (ended.code, ended.err) == (0, "")  # no progress bar: this is no terminal
+    lines = ended.out.splitlines()
+    assert lines[0].startswith("mlp on model:h200, 132 units (modelled) · 1 row")
+    for heading in ("layer", "op", "shape", "flops", "bytes", "best", "knee", "saved", "bound"):
+        assert heading in lines[2]
+    assert "linear" in ended.out and "float32[rows, 256]" in ended.out and "/132" in ended.out
+    assert "whole model" in ended.out
+    written = [Path(line) for line in lines if line.startswith(str(caches))]
+    assert [path.suffix for path in written] == [".json", ".html"]
+    assert st.Profile.load(written[0]).device == "model:h200"
+    assert "mlp on h200 (modelled)" in written[1].read_text(encoding="utf-8")
+
+
+def test_the_table_of_layers_fits_the_terminal() -> None:
+    profile = st.profile(st.capture(zoo.build("mobilenet_v2"), zoo.example("mobilenet_v2")), "model:h200")
+    for width in (80, 100, 120, 160):
+        console = Console(width=width, markup=False, record=True, file=io.StringIO())
+        console.print(verb._layer_table(verb._total(profile), width))
+        lines = console.export_text().splitlines()
+        assert max(len(line.rstrip()) for line in lines) <= width
+        assert sum("conv2d" in line for line in lines) > 5
+        assert sum("132" in line for line in lines) == len({layer.key for layer in profile.layers}), "nothing is cut"
+        assert ("in a wider terminal" in lines[-1]) == (width < 145)
+        assert any("float32[rows" in line for line in lines) == (width >= 145)
+
+
+def test_json_has_every_layer_at_every_number_of_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    report = profiled(capsys, "zoo:mlp", *MODELLED, "--rows", "4,1", "--units", "8,64,132", "--tolerance", "0.1")
+    program = st.capture(zoo.build("mlp"), zoo.example("mlp"))
+    assert (report.model, report.method, report.tolerance) == ("mlp", "modelled", 0.1)
+    assert [total.rows for total in report.totals] == [4, 1]
+    for total in report.totals:
+        assert [layer.name for layer in total.layers] == [kernel.name for kernel in program.kernels]
+        assert {point.units for layer in total.layers for point in layer.points} == {8, 64, 132}
+        assert total.layers[0].flops == program.kernels[0].flops(total.rows)
+
+
+def test_what_is_asked_for_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    names = {
+        "--output": "kept.json",
+        "--html": "kept.html",
+        "--csv": "kept.csv",
+        "--chrome": "kept.trace.json",
+        "--picture": "kept.svg",
+    }
+    options = [part for option, name in names.items() for part in (option, tmp_path / name)]
+    report = profiled(capsys, "zoo:mlp", *MODELLED, "--rows", "1,2", *options, "--part", "timeline")
+    assert sorted(Path(path).name for path in report.files) == sorted(names.values())
+    assert st.Profile.load(tmp_path / "kept.json").all_rows == (1, 2)
+    rows = list(csv.DictReader((tmp_path / "kept.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["rows"] for row in rows] == ["1"] * len(report.totals[0].layers) + ["2"] * len(report.totals[1].layers)
+    assert json.loads((tmp_path / "kept.trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    assert "Units needed over time · mlp" in (tmp_path / "kept.svg").read_text(encoding="utf-8")
+    assert (tmp_path / "kept.html").stat().st_size > 10_000
+
+
+def test_the_cpu_is_measured_kept_and_not_measured_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, seen: list[Progress]
+) -> None:
+    options = ("zoo:mlp", "--store", tmp_path / "store", "--budget", "0.01", "--units", "1")
+    report = profiled(capsys, *options)
+    assert report.method == "measured"
+    assert seen[-1].done == seen[-1].total and seen[-1].num_known == 0
+    assert {layer.knee.units for layer in report.totals[0].layers} == {1}
+    again = profiled(capsys, *options)
+    assert seen[-1].num_known == seen[-1].total
+    assert again.totals == report.totals
+
+
+def test_the_script_is_the_verb_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = run(capsys, "zoo:mlp", *MODELLED, entry=verb.main)
+    assert ended.code == 0 and "whole model" in ended.out
+    assert run(capsys, "--nonesuch", entry=verb.main).code == 2
+
+
+def test_two_profiles_are_compared_on_the_way(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    before = tmp_path / "before.json"
+    profiled(capsys, "zoo:mlp", *MODELLED, "--output", before)
+    same = profiled(capsys, "zoo:mlp", *MODELLED, "--compare", before)
+    assert same.comparison is not None
+    assert same.comparison.num_same_knees == len(same.comparison.kernels) > 0
+    refused = run(capsys, "profile", "zoo:mlp", "--device", "model:mi50", "--compare", before)
+    assert refused.code == 1 and "--force" in refused.err
+    forced = run(capsys, "profile", "zoo:mlp", "--device", "model:mi50", "--compare", before, "--force")
+    assert forced.code == 0 and "device: model:h200 here, model:mi50 there" in forced.out
+
+
+# -- interruption ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Progress]:
+    """All progress that a bar would have shown."""
+    heard: list[Progress] = []
+    show_with(monkeypatch, heard.append)
+    return heard
+
+
+def show_with(monkeypatch: pytest.MonkeyPatch, show: Callable[[Progress], None]) -> None:
+    @contextmanager
+    def bar(name: str) -> Iterator[Callable[[Progress], None]]:
+        yield show
+
+    monkeypatch.setattr(verb, "_bar", bar)
+
+
+def test_ctrl_c_keeps_what_was_measured_and_the_same_command_resumes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.done == 2:
+            raise KeyboardInterrupt
+
+    options = ("zoo:mlp", "--store", tmp_path / "store", "--budget", "0.01", "--units", "1")
+    show_with(monkeypatch, interrupt)
+    ended = run(capsys, "profile", *options)
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err.startswith("interrupted: 2 of ") and str(tmp_path / "store") in ended.err
+    assert "run the same command again" in ended.err
+    heard: list[Progress] = []
+    show_with(monkeypatch, heard.append)
+    profiled(capsys, *options)
+    assert 2 <= heard[-1].num_known < heard[-1].total
+
+
+def test_ctrl_c_before_anything_was_measured_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb, "profile_program", interrupted)
+    ended = run(capsys, "profile", "zoo:mlp")
+    assert (ended.code, ended.err) == (130, "interrupted before any kernel was measured\n")
+
+
+# -- wrong values ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rows", "1,x"), "--rows 1,x is no list of numbers"),
+        (("--rows", "0"), "--rows 0 is no list of numbers"),
+        (("--rows", ""), "is no list of numbers"),
+        (("--units", "1;2"), "--units 1;2 is no list of numbers"),
+        (("--units", "3"), "cannot be profiled on 3 units"),
+        (("--cache", "tepid"), "no state of the caches"),
+        (("--picture", "profile.bmp"), "PNG or SVG"),
+        (("--picture", "/nonesuch/profile.png"), "/nonesuch is not a directory"),
+        (("--part", "nonesuch", "--picture", "profile.png"), "known: all, latency, timeline"),
+        (("--csv", "/nonesuch/profile.csv"), "/nonesuch is not a directory"),
+        (("--compare", "/nonesuch/profile.json"), "cannot be read as a profile"),
+        (("--device", "model:nonesuch"), "device 'nonesuch'"),
+        (("--device", "nonesuch"), "'nonesuch'"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_a_way_out(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    device = () if "--device" in arguments else MODELLED
+    refused(run(capsys, "profile", "zoo:mlp", *device, *arguments), message)
+
+
+def refused(ended: Ended, message: str) -> None:
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("error: ") and message in ended.err
+    assert len(ended.err.splitlines()) == 3, "what failed, the facts, the next step"
+
+
+@pytest.mark.parametrize("arguments", [("--nonesuch",), ("--tolerance", "-1"), ("--rows",), ("zoo:mlp", "extra")])
+def test_unknown_options_are_refused(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    ended = run(capsys, "profile", "zoo:mlp", *arguments)
+    assert (ended.code, ended.out) == (2, "")
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+FACTORIES = """
+import torch
+from rich.console import Console
+from torch import nn
+
+def pair():
+    return nn.Linear(4, 3), (torch.zeros(2, 4),)
+
+class WithExample(nn.Module):
+    example = torch.zeros(2, 4)
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.BatchNorm1d(4))
+    def forward(self, x):
+        return self.layers(x)
+
+made = WithExample()
+number = 3
+lone = nn.Linear(4, 3)
+def nothing():
+    return None
+def text_example():
+    return nn.Linear(4, 3), ("text",)
+class Holder:
+    inner = staticmethod(pair)
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module in the current directory."""
+    name = f"factories_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(FACTORIES, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+@pytest.mark.parametrize("attribute", ["pair", "WithExample", "made", "Holder.inner"])
+def test_a_factory_gives_a_model(factories: str, attribute: str) -> None:
+    found = load_model(f"{factories}:{attribute}")
+    assert found.name == attribute.rpartition(".")[2]
+    assert not found.module.training  # dropout and batch norms as in serving
+    assert st.capture(found.module, found.example).kernels
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("nonesuch", "has no nonesuch"),
+        ("number", "gives a int"),
+        ("nothing", "gives a NoneType"),
+        ("lone", "its example is missing"),
+        ("text_example", "its example is a tuple"),
+    ],
+)
+def test_a_factory_that_gives_none_is_refused(
+    capsys: pytest.CaptureFixture[str], factories: str, attribute: str, message: str
+) -> None:
+    refused(run(capsys, "profile", f"{factories}:{attribute}", *MODELLED), message)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("resnet18", "names no model"),
+        (":pair", "names no model"),
+        ("nonesuch_module:pair", "cannot be imported"),
+        ("zoo:nonesuch", "the zoo has no model 'nonesuch'"),
+        ("nonesuch.onnx", "is not there"),
+        ("nonesuch.pt2", "is not there"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str], model: str, message: str) -> None:
+    refused(run(capsys, "profile", model, *MODELLED), message)
+
+
+def exported(path: Path, *, most_rows: int | None) -> nn.Module:
+    module, example = zoo.build("mlp"), zoo.example("mlp")
+    dynamic = None if most_rows is None else ({0: torch.export.Dim("rows", min=1, max=most_rows)},)
+    torch.export.save(torch.export.export(module, example, dynamic_shapes=dynamic), path)
+    return module
+
+
+def test_an_exported_program_is_the_model_it_was_exported_from(tmp_path: Path) -> None:
+    module = exported(tmp_path / "mlp.pt2", most_rows=64)
+    found = load_model(str(tmp_path / "mlp.pt2"))
+    assert found.name == "mlp"
+    captured = st.capture(found.module, found.example)
+    assert captured.signature == st.capture(module, zoo.example("mlp")).signature
+
+
+def test_an_exported_program_with_fixed_rows_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    exported(tmp_path / "mlp.pt2", most_rows=None)
+    refused(run(capsys, "profile", tmp_path / "mlp.pt2", *MODELLED), "has a fixed number of rows")
+
+
+def test_a_file_that_is_no_exported_program_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mlp.pt2").write_bytes(b"not a zip file")
+    refused(run(capsys, "profile", tmp_path / "mlp.pt2", *MODELLED), "is no exported program")
+
+
+def test_an_onnx_file_is_profiled(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper.make_tensor_value_info
+    weight = onnx.numpy_helper.from_array(torch.ones(4, 3).numpy(), "weight")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])],
+        "product",
+        [make("x", onnx.TensorProto.FLOAT, ["rows", 4])],
+        [make("y", onnx.TensorProto.FLOAT, ["rows", 3])],
+        [weight],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "product.onnx")
+    report = profiled(capsys, tmp_path / "product.onnx", *MODELLED)
+    assert report.model == "product"
+    assert sum(layer.flops for layer in report.totals[0].layers) == 2 * 4 * 3
