@@ -10,16 +10,19 @@ READY := $(VENV)/.ready-torch-$(TORCH)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench device format clean
+.PHONY: help demo test test-all check bench device format clean
 
 help: ## this list
 	@echo "spacetime: make TARGET [PYTHON=$(PYTHON)] [TORCH=$(TORCH)]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## mixed traffic over 16 tenants under three policies, on whatever device there is
 	@$(BIN)/spacetime demo
 
-test: $(READY) ## the whole test suite
+test: $(READY) ## the test suite, without what is marked slow
+	@$(BIN)/python -m pytest -q -m 'not slow'
+
+test-all: $(READY) ## the slow tests too: every configuration of every kernel compiled for four chips
 	@$(BIN)/python -m pytest -q
 
 check: $(READY) ## lint, formatting, types, architecture

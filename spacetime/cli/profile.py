@@ -89,7 +89,7 @@ def profile(
     rows: Annotated[str, typer.Option(help="Batch sizes; the layers are shown for the first.")] = "1",
     units: Annotated[str | None, typer.Option(help="Only these numbers of units, as 1,2,4.")] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Of the best latency, within which a knee is.")] = TOLERANCE,
-    cache: Annotated[str, typer.Option(help="run: as inside the model; warm: alone; cold: caches swept before.")] = "run",
+    cache: Annotated[str, typer.Option(help="run (inside the model), warm (alone), or cold.")] = "run",
     budget: Annotated[float, typer.Option(help="Seconds to measure a kernel, at most.")] = 1.0,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure again what the store knows.")] = False,
     store: Annotated[Path | None, typer.Option(help="Folder of measurements. Default: in the user's cache.")] = None,
