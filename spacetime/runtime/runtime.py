@@ -17,6 +17,9 @@ from spacetime.backends import make_backend
 from spacetime.backends.threads import on_passing_thread, release_team
 from spacetime.errors import AdmissionError, CaptureError, ClosedError, OptionError, RejectedError
 from spacetime.kernels import prepacked_conv
+from spacetime.profiler.environment import cpu_environment
+from spacetime.profiler.profile import Profile
+from spacetime.profiler.table import MeasuredTable
 from spacetime.runtime.admission import Admission, Candidate, LoopFigures
 from spacetime.runtime.contract import InputContract
 from spacetime.runtime.explain import ApartReport, Explanation, OpaqueReport, cohort_report, last_lane
@@ -25,8 +28,10 @@ from spacetime.runtime.tenant import Tenant, Wrapped
 from spacetime.scheduler.admission import check_option
 from spacetime.scheduler.costs import OnlineCosts
 from spacetime.scheduler.driver import Driver, Result
+from spacetime.scheduler.journal import Journal
 from spacetime.scheduler.loop import Post, Scheduler
 from spacetime.scheduler.protocols import Backend, Policy
+from spacetime.scheduler.recorder import Recorder
 from spacetime.scheduler.registry import get_policy
 from spacetime.scheduler.request import TenantSpec, make_request
 from spacetime.trace import Trace
@@ -55,11 +60,14 @@ class Runtime:
         *,
         prepack: bool = False,
         admission: str = "warn",
+        profile: Profile | None = None,
+        record: bool = False,
     ) -> None:
         """`prepack=True` keeps a second copy of large convolution weights in the form the CPU is fastest with.
 
         `admission`: what add() does with a tenant that cannot make its SLO, comes to an overloaded device or does
-        not fit into memory: "warn", "reject" (AdmissionError), or "off": nothing is predicted.
+        not fit into memory: "warn", "reject" (AdmissionError), or "off": nothing is predicted. `profile`: what was
+        measured on this machine, for better first guesses. `record=True` keeps a journal of all decisions.
         """
         check_option(admission)
         if prepack and not prepacked_conv.available():
@@ -69,7 +77,9 @@ class Runtime:
         self._policy = get_policy(policy)
         self._backend = make_backend(device)
         self._torch_device = "cuda" if self._backend.device.kind in ("cuda", "hip") else "cpu"
-        self._costs = OnlineCosts()
+        self._recorder = Recorder() if record else None
+        self._costs = OnlineCosts() if self._recorder is None else self._recorder.costs
+        self._table = None if profile is None else _table_of(profile)
         self._admission = Admission(admission, self._backend.device, self._costs, copies=2 if prepack else 1)
         self._preparer = Preparer(prepack)
         self._residents: dict[str, _Resident] = {}
@@ -79,6 +89,8 @@ class Runtime:
         self._driver = Driver(self._build, at_end=self._release)
 
     def _build(self, post: Post) -> Scheduler:
+        if self._recorder is not None:
+            return self._recorder.scheduler(self._backend, self._policy, post)
         return Scheduler(self._backend, self._policy, self._costs, post)
 
     # -- tenants --------------------------------------------------------------------------------------
@@ -170,7 +182,7 @@ class Runtime:
         device = self._backend.device
 
         def enter(scheduler: Scheduler) -> None:
-            self._costs.register(spec.cohort, program, device)
+            self._costs.register(spec.cohort, program, device, self._table)
             scheduler.add_tenant(spec, prepared.executable)
 
         self._driver.call(enter)
@@ -224,6 +236,13 @@ class Runtime:
         """The last lanes that ran."""
         return self._driver.call(lambda scheduler: scheduler.trace())
 
+    def journal(self) -> Journal:
+        """Everything that entered the scheduler, and its plans: `replay` makes them again. Needs `record=True`."""
+        recorder = self._recorder
+        if recorder is None:
+            raise OptionError("this runtime keeps no journal", "record is False", "make it with Runtime(record=True)")
+        return self._driver.call(lambda scheduler: recorder.journal())
+
     # -- end ------------------------------------------------------------------------------------------
 
     def close(self, drain: bool = True) -> None:
@@ -250,6 +269,16 @@ class Runtime:
 def wrap(module: nn.Module, *, runtime: Runtime, example: tuple[Any, ...], name: str, **options: Any) -> Wrapped:
     """A drop-in for `module` whose forward goes through the runtime; options are those of Runtime.add()."""
     return Wrapped(module, runtime.add(module, example, name, **options))
+
+
+def _table_of(profile: Profile) -> MeasuredTable:
+    """The profile's latencies, if they are this machine's."""
+    differences = cpu_environment().differences(profile.environment)
+    if differences:
+        raise OptionError(
+            f"the profile is of {profile.device!r}, not of this machine", "; ".join(differences), "profile here again"
+        )
+    return profile.table
 
 
 def _check_module(name: str, module: nn.Module, device: str) -> None:

@@ -27,7 +27,7 @@ from spacetime.plan import Lane, Plan, Segment, Snapshot
 from spacetime.runtime.runtime import Runtime
 from spacetime.scheduler.costs import OnlineCosts
 from spacetime.scheduler.journal import Entry, Journal, Registration, replay
-from spacetime.scheduler.loop import Post, Scheduler
+from spacetime.scheduler.loop import Scheduler
 from spacetime.scheduler.protocols import CostModel, Policy
 from spacetime.scheduler.recorder import Recorder, RecordingScheduler
 from spacetime.scheduler.registry import get_policy, policy_names
@@ -416,23 +416,11 @@ def test_options_of_the_scheduler_are_recorded_and_replayed() -> None:
 # -- real threads -------------------------------------------------------------------------------------
 
 
-class RecordedRuntime(Runtime):
-    """A Runtime whose scheduler is recorded."""
-
-    def _build(self, post: Post) -> Scheduler:
-        self.recorder = Recorder()
-        self._costs: Any = self.recorder.costs
-        return self.recorder.scheduler(self._backend, self._policy, post)
-
-    def journal(self) -> Journal:
-        return self._driver.call(lambda scheduler: self.recorder.journal())
-
-
 def record_cpu_run(policy: str) -> Journal:
     """Three architectures, six tenants, one added late and one removed, some requests cancelled or failing."""
     architectures = ("mlp", "mlp", "mlp", "gru_cell", "gru_cell", "recommender")
     names = [f"{architecture}/{i}" for i, architecture in enumerate(architectures)]
-    with RecordedRuntime("cpu", policy) as runtime:
+    with Runtime("cpu", policy, record=True) as runtime:
         handles = {
             name: runtime.add(build(architecture, seed=i), example(architecture), name, slo_ms=50.0 if i == 1 else None)
             for i, (name, architecture) in enumerate(zip(names, architectures, strict=True))

@@ -1,0 +1,37 @@
+"""Runtime(record=True) and Runtime(profile=...): journals that replay, profiles of this machine and of others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import spacetime as st
+from spacetime.scheduler.journal import replay
+from tests.runtime.models import EXAMPLE, PATIENCE_S, X, assert_equal, plain, tiny
+
+
+def test_a_recorded_runtime_replays() -> None:
+    with st.Runtime("cpu", "time_slice", record=True) as rt:
+        tenants = [rt.add(tiny(), EXAMPLE, f"t{i}") for i in range(2)]
+        for future in [tenant.submit(X) for tenant in tenants * 3]:
+            future.result(PATIENCE_S)
+        journal = rt.journal()
+    found = replay(journal)
+    assert found.difference is None and len(found.plans) > 0
+
+
+def test_without_recording_there_is_no_journal() -> None:
+    with st.Runtime("cpu") as rt, pytest.raises(st.OptionError, match="keeps no journal"):
+        rt.journal()
+
+
+def test_a_profile_of_this_machine_is_used_and_another_is_refused() -> None:
+    module = tiny()
+    profile = st.profile(st.capture(module, EXAMPLE), budget_s=0.02, units=[1])
+    with st.Runtime("cpu", profile=profile) as rt:
+        assert_equal(rt.add(module, EXAMPLE, "t")(X), plain(module, X))
+    elsewhere = replace(profile, environment=replace(profile.environment, device="another cpu"))
+    with pytest.raises(st.OptionError, match="not of this machine") as caught:
+        st.Runtime("cpu", profile=elsewhere)
+    assert "another cpu there" in str(caught.value)
