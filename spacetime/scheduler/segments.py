@@ -72,7 +72,8 @@ def _fastest(times: KernelTimes, most_atoms: int, switch_us: float) -> tuple[Run
     one_us = float(us[:, -1].sum())
     one = (Run(most_atoms, 0, -1),)
     enough_us = one_us * (1 - LEAST_GAIN)
-    if float(us.min(axis=1).sum()) + switch_us > enough_us:
+    # One run on fewer atoms switches nothing; everything else switches once or more.
+    if min(float(us.sum(axis=0).min()), float(us.min(axis=1).sum()) + switch_us) > enough_us:
         return one  # nor would it be enough if every kernel had its best size
     table = _Table(us, 1, switch_us)
     (path,) = table.paths(0.0, np.ones(1))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -248,7 +249,8 @@ def _attention(eager: bool) -> dict[str, Any]:
 
 
 def bert(eager: bool = False) -> nn.Module:
-    from transformers import BertConfig, BertModel
+    hugging_face = pytest.importorskip("transformers")
+    BertConfig, BertModel = hugging_face.BertConfig, hugging_face.BertModel
 
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "hidden_size": 16}
     config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=16, **sizes, **_attention(eager))
@@ -256,7 +258,8 @@ def bert(eager: bool = False) -> nn.Module:
 
 
 def albert() -> nn.Module:
-    from transformers import AlbertConfig, AlbertModel
+    hugging_face = pytest.importorskip("transformers")
+    AlbertConfig, AlbertModel = hugging_face.AlbertConfig, hugging_face.AlbertModel
 
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "hidden_size": 16}
     config = AlbertConfig(vocab_size=VOCABULARY, embedding_size=8, max_position_embeddings=16, **sizes)
@@ -264,7 +267,8 @@ def albert() -> nn.Module:
 
 
 def distilbert() -> nn.Module:
-    from transformers import DistilBertConfig, DistilBertModel
+    hugging_face = pytest.importorskip("transformers")
+    DistilBertConfig, DistilBertModel = hugging_face.DistilBertConfig, hugging_face.DistilBertModel
 
     config = DistilBertConfig(
         vocab_size=VOCABULARY, max_position_embeddings=16, n_layers=2, n_heads=2, dim=16, hidden_dim=32
@@ -273,7 +277,8 @@ def distilbert() -> nn.Module:
 
 
 def _gpt2(eager: bool = False) -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    hugging_face = pytest.importorskip("transformers")
+    GPT2Config, GPT2LMHeadModel = hugging_face.GPT2Config, hugging_face.GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=VOCABULARY, n_positions=16, n_embd=16, n_layer=2, n_head=2, **_attention(eager))
     return GPT2LMHeadModel(config)
@@ -296,7 +301,8 @@ def gpt2_eager() -> nn.Module:
 
 
 def vit_huggingface() -> nn.Module:
-    from transformers import ViTConfig, ViTForImageClassification
+    hugging_face = pytest.importorskip("transformers")
+    ViTConfig, ViTForImageClassification = hugging_face.ViTConfig, hugging_face.ViTForImageClassification
 
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "hidden_size": 16}
     return ImageModel(ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, **sizes)))
