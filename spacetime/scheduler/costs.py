@@ -29,7 +29,7 @@ from spacetime.values import Value
 SAMPLES = 15  # the median of so many lanes shrugs off a few disturbed ones
 OPTIMISM = 0.5  # an estimate from n samples is lowered by this part over (1 + n)
 EXPLORE_FORM = 0.25  # lanes fused, or plain, when none such was ever measured, are priced at this part
-EXPLORE_SIZE = 0.5  # lanes on about so many units, when none such was ever measured, are priced at this part
+EXPLORE_SIZE = 0.25  # lanes on about so many units, when none such was ever measured, are priced at this part
 EXPLORE = 0.8  # an arrangement never measured is priced at this part of its calibrated prior
 FORGET_AFTER = 200  # observations elsewhere in the cohort that halve the confidence in an arrangement
 RECALIBRATE_EVERY = 16  # observations
@@ -62,12 +62,16 @@ class _Measured:
     """What lanes of one arrangement took, over their priors."""
 
     samples: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    is_warm: bool = False  # the first lane allocates and loads what later ones find: it is forgotten with the second
     over_prior: float = 1.0
     reference: float | None = None  # over_prior when there were enough samples for the first time
     seen_at: int = 0  # the cohort's observation count then
 
     def add(self, ratio: float, now: int) -> None:
         self.seen_at = now
+        if self.samples and not self.is_warm:
+            self.is_warm = True
+            self.samples.clear()
         self.samples.append(ratio)
         self.over_prior = _median(self.samples)
 

@@ -65,6 +65,7 @@ def test_an_opaque_prior_is_one_constant() -> None:
 def test_estimates_approach_the_median_from_below() -> None:
     costs = known()
     estimates = []
+    tell(costs, 1000)  # the first lane is forgotten with the second
     for _ in range(SAMPLES):
         tell(costs, 1000)
         estimates.append(ask(costs))
@@ -72,6 +73,16 @@ def test_estimates_approach_the_median_from_below() -> None:
     assert estimates == sorted(estimates) and estimates[-1] < 1000
     tell(costs, 1_000_000)  # one disturbed lane changes nothing
     assert ask(costs) == pytest.approx(estimates[-1])
+
+
+def test_the_first_lane_of_an_arrangement_is_forgotten_with_the_second() -> None:
+    costs, always_quick = known(), known()
+    tell(costs, 50_000)  # it has loaded and allocated what the later ones find
+    for _ in range(3):
+        tell(costs, 1000)
+        tell(always_quick, 1000)
+    tell(always_quick, 1000)
+    assert ask(costs) == pytest.approx(ask(always_quick))
 
 
 def test_what_was_measured_calibrates_what_was_not() -> None:
@@ -115,7 +126,7 @@ def test_large_arrangements_share_what_they_learn_and_small_ones_do_not() -> Non
 
 def test_an_arrangement_not_seen_for_long_is_tried_again() -> None:
     costs = known()
-    for _ in range(4):
+    for _ in range(1 + 4):
         tell(costs, 10_000, units=2)
     for _ in range(FORGET_AFTER + RECALIBRATE_EVERY):
         tell(costs, 100, units=4)
@@ -308,7 +319,7 @@ def test_a_new_table_begins_anew_and_none_keeps_what_was_learned() -> None:
 def test_a_table_that_never_fitted_is_stale_though_an_analytic_prior_would_not_be() -> None:
     costs, unmeasured = OnlineCosts(), known()
     costs.register("c", PROGRAM, DEVICE, Table(50.0))
-    for _ in range(SAMPLES + STALE_SAMPLES):
+    for _ in range(1 + SAMPLES + STALE_SAMPLES):
         tell(costs, 600)
         tell(unmeasured, 600)
     found = costs.staleness("c")
