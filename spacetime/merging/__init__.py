@@ -1,0 +1,25 @@
+"""Aligns programs of different cohorts into merged programs. Runtimes, policies and benches import it; no torch."""
+
+from spacetime.merging.align import align, canonical, gained
+from spacetime.merging.cache import MergeCache
+from spacetime.merging.explain import KernelFate, MergeExplanation, explain
+from spacetime.merging.gains import Launches, PredictedTime, Weights
+from spacetime.merging.steps import Load
+from spacetime.merging.worth import Worth, merged_times, worth
+
+__all__ = [
+    "KernelFate",
+    "Launches",
+    "Load",
+    "MergeCache",
+    "MergeExplanation",
+    "PredictedTime",
+    "Weights",
+    "Worth",
+    "align",
+    "canonical",
+    "explain",
+    "gained",
+    "merged_times",
+    "worth",
+]
