@@ -29,12 +29,24 @@ class Member:
 
 
 class Cohort:
-    def __init__(self, captured: Captured) -> None:
+    """`main`: another cohort of the same members, whose program has other shapes (see lengths.py).
+
+    Weights are in the layers of the main one; only what is computed from them for these shapes is in layers of its own.
+    """
+
+    def __init__(self, captured: Captured, main: Cohort | None = None) -> None:
         self.captured = captured
         self.fused: FusedProgram = fuse(captured)
-        self.layers = [Layer(operand.name, channels_last=operand.channels_last) for operand in self.fused.operands]
+        held = {} if main is None else main._layer_of_weight()
+        self.layers = [
+            held.get((operand.weight, operand.channels_last))
+            or Layer(operand.name, channels_last=operand.channels_last)
+            for operand in self.fused.operands
+        ]
+        self._borrowed = set(held.values())
         self.members: dict[str, Member] = {}
-        self._sharing: dict[tuple[int, ...], int] = {}
+        # Numbers of layers must mean the same to all programs that read them.
+        self._sharing: dict[tuple[int, ...], int] = {} if main is None else main._sharing
 
     @property
     def program(self) -> Program:
@@ -51,6 +63,24 @@ class Cohort:
         self.members[name] = member
         self._number_sharing()
         return member
+
+    def follow(self, member: Member) -> None:
+        """Take in a member of the main cohort, in the same slot."""
+        values = TenantValues(self.captured, [self._source(index, member) for index in range(len(member.weights))])
+        with torch.no_grad():
+            for layer, operand in zip(self.layers, self.fused.operands, strict=True):
+                if layer not in self._borrowed:
+                    layer.put(member.slot, operand.compute(values))
+        self.members[member.name] = member
+        self._number_sharing()
+
+    def unfollow(self, name: str) -> None:
+        """The member is about to leave the main cohort."""
+        member = self.members.pop(name)
+        for layer in self.layers:
+            if layer not in self._borrowed:
+                layer.drop(member.slot)
+        self._number_sharing()
 
     def leave(self, name: str) -> None:
         """Hand the tenant's weights back to its module. No lane of the tenant may be running."""
@@ -75,6 +105,12 @@ class Cohort:
             for layer, operand in zip(self.layers, self.fused.operands, strict=True)
             if operand.weight is not None
         )
+
+    def _layer_of_weight(self) -> dict[tuple[int | None, bool], Layer]:
+        pairs = zip(self.fused.operands, self.layers, strict=True)
+        return {
+            (operand.weight, operand.channels_last): layer for operand, layer in pairs if operand.weight is not None
+        }
 
     # -- storage --------------------------------------------------------------------------------------
 

@@ -12,6 +12,17 @@ from torch import Tensor
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
 
+def tolerance_of(reference: Tensor) -> float:
+    """By dtype. Where the user lets a GPU compute float32 in TF32, results have the digits of float16."""
+    if reference.dtype == torch.float32 and reference.is_cuda and _computes_in_tf32():
+        return TOLERANCE[torch.float16]
+    return TOLERANCE.get(reference.dtype, 0.0)
+
+
+def _computes_in_tf32() -> bool:
+    return torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+
+
 def magnitude(reference: Any) -> float:
     """The largest finite absolute value; 0 for what is no tensor of floats, or has none."""
     if not isinstance(reference, Tensor) or not reference.dtype.is_floating_point:
@@ -48,7 +59,7 @@ def problem(results: Sequence[Any], references: Sequence[Any], scales: Sequence[
             if result != reference:
                 return f"output {index} is {result!r}, the plain module's is {reference!r}"
             continue
-        tolerance = TOLERANCE.get(reference.dtype, 0.0)
+        tolerance = tolerance_of(reference)
         found = deviation(result, reference, scales[index] if scales else 0.0)
         if found > tolerance:
             return f"output {index} deviates by {found:.1e} of its largest value; {tolerance:.0e} is allowed"

@@ -14,7 +14,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-_RESERVE = 8  # entries
+_RESERVE = 8  # entries, where memory that is not written to is not occupied: on a CPU
 _SAMPLES = 512  # bytes hashed to find candidates; equality is then checked in full
 
 
@@ -99,17 +99,25 @@ class Slab:
     def _grow(self) -> None:
         """Lanes that run keep the old memory alive; owners re-read their views after every adoption."""
         used = len(self._entries)
-        stack = self._allocate(2 * used)
+        stack = self._allocate(self._room(used))
         stack[:used].copy_(self.stack[:used])
+        if stack.is_cuda:  # a lane on another stream may read as soon as it finds the new memory
+            torch.cuda.current_stream(stack.device).synchronize()
         self.stack = stack
         for index, entry in enumerate(self._entries):
             if entry is not None:
                 entry.view = stack[index]
 
+    def _room(self, used: int) -> int:
+        """Capacity for one more. A GPU occupies what is reserved, so its reserve is small, and copies are quick."""
+        if self._like.device.type == "cpu":
+            return max(_RESERVE, 2 * used)
+        return used + max(1, used // _RESERVE)
+
     def _reserve(self) -> Tensor:
-        """Room for the first tenants without moving anybody: memory that is not written to is not occupied."""
+        """Room for the first tenants without moving anybody, where it costs nothing."""
         try:
-            return self._allocate(_RESERVE)
+            return self._allocate(self._room(0))
         except RuntimeError:  # a system that promises no more memory than it has
             return self._allocate(1)
 

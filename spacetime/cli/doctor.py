@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 import typer
@@ -20,8 +20,11 @@ from torch.utils import _pytree as pytree
 
 from spacetime import zoo
 from spacetime._version import __version__
+from spacetime.backends.cuda.gpu import unusable
 from spacetime.backends.threads import available_cores, can_pin, confine
 from spacetime.capture.selfcheck import problem
+from spacetime.cli.checks import Check
+from spacetime.cli.doctor_gpu import gpu_checks
 from spacetime.runtime.runtime import Runtime
 from spacetime.values import Value
 
@@ -31,16 +34,6 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 11)
 ORACLES = ("onnxruntime", "onnxscript", "transformers")
 COLOURS = {"PASS": "green", "FAIL": "red", "MISSING": "yellow"}
-
-
-@dataclass(frozen=True, slots=True)
-class Check(Value):
-    """One capability. FAIL: spacetime does not work as promised. MISSING: it works, with `instead`."""
-
-    name: str
-    status: Literal["PASS", "FAIL", "MISSING"]
-    reason: str
-    instead: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +66,10 @@ def _checks() -> Iterator[Check]:
     yield _thread_counts()
     yield _library("MKL", torch.backends.mkl.is_available())
     yield _library("oneDNN", torch.backends.mkldnn.is_available())
-    yield _accelerator("CUDA", torch.version.cuda)
-    yield _accelerator("HIP", torch.version.hip)
-    yield _serving()
+    yield from gpu_checks()
+    yield _serving("serving", "cpu")
+    if unusable() is None:
+        yield _serving("serving on the GPU", "cuda:0" if unusable("hip") else "hip:0")
     yield from map(_oracle, ORACLES)
 
 
@@ -132,29 +126,35 @@ def _library(name: str, available: bool) -> Check:
     return Check(name, "MISSING", "torch was built without it", "torch's own kernels, which are slower")
 
 
-def _accelerator(name: str, built_for: str | None) -> Check:
-    seen = f"torch is built for {name} {built_for}" if built_for else f"torch is built without {name}"
-    return Check(name, "MISSING", f"{seen}; spacetime {__version__} does not support it yet", "the CPU device")
-
-
-def _serving() -> Check:
+def _serving(name: str, device: str) -> Check:
     """The whole way, once: two models, one batch, the plain modules' answers."""
+    try:
+        trouble = _trouble_serving(device)
+    except Exception as error:
+        trouble = f"{type(error).__name__}: {error}"
+    if trouble is not None:
+        return Check(name, "FAIL", trouble)
+    return Check(name, "PASS", "two models were captured as one cohort and answered like the plain modules")
+
+
+def _trouble_serving(device: str) -> str | None:
+    where = "cpu" if device == "cpu" else "cuda"
     names = ("first", "second")
-    modules = [zoo.build("mlp", seed) for seed in range(len(names))]
-    args = zoo.example("mlp")
+    modules = [zoo.build("mlp", seed).to(where) for seed in range(len(names))]
+    args = tuple(tensor.to(where) for tensor in zoo.example("mlp"))
     with torch.no_grad():
         references = [pytree.tree_leaves(module(*args)) for module in modules]
-    with Runtime("cpu") as runtime:
+    with Runtime(device) as runtime:
         tenants = [runtime.add(module, args, name) for module, name in zip(modules, names, strict=True)]
         answers = [future.result() for future in [tenant.submit(*args) for tenant in tenants]]
         explanation = runtime.explain()
     if explanation.opaque:
-        return Check("serving", "FAIL", f"a model was not captured: {explanation.opaque[0].reason}")
+        return f"a model was not captured: {explanation.opaque[0].reason}"
     for answer, reference in zip(answers, references, strict=True):
         found = problem(pytree.tree_leaves(answer), reference)
         if found is not None:
-            return Check("serving", "FAIL", found)
-    return Check("serving", "PASS", "two models were captured as one cohort and answered like the plain modules")
+            return found
+    return None
 
 
 def _oracle(package: str) -> Check:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from spacetime.backends import DeviceMemory
 from spacetime.backends.threads import on_passing_thread
 from spacetime.device import Device
 from spacetime.errors import AdmissionError
@@ -44,12 +45,13 @@ class Candidate:
 class Admission:
     """One decision per tenant, in two parts: memory before anything is copied, load once it is known what would run."""
 
-    def __init__(self, mode: str, device: Device, costs: CostModel, *, copies: int = 1) -> None:
+    def __init__(self, mode: str, device: Device, costs: CostModel, memory: DeviceMemory, *, copies: int = 1) -> None:
         """`copies`: how many of its weights a tenant may need."""
         check_option(mode)
         self._mode = mode
         self._device = device
         self._costs = costs
+        self._memory = memory
         self._copies = copies
 
     @property
@@ -60,14 +62,33 @@ class Admission:
         """Raises when it must not come in; otherwise returns what there is to warn of."""
         if self.is_off:
             return None
-        resident_bytes, limit_bytes = 0, self._device.memory_bytes
-        if limit_bytes is not None:
-            resident_bytes = weight_bytes(residents)
-        elif self._device.kind == "cpu":
-            limit_bytes = available_bytes()  # of which the residents have had theirs
         needed_bytes = weight_bytes([tenant.module]) * self._copies
-        need = MemoryNeed(tenant.name, needed_bytes, resident_bytes, limit_bytes)
+        need = MemoryNeed(tenant.name, needed_bytes, *self._room(residents))
         return self._judge(memory_problem(need, self._device.name))
+
+    def check_lane(self, tenant: Candidate, lane_bytes: int, residents: Iterable[nn.Module]) -> AdmissionError | None:
+        """The same for what a lane of its example takes beside the weights, known once it has been captured."""
+        if self.is_off:
+            return None
+        resident_bytes, limit_bytes = self._room(residents)
+        if limit_bytes is None or lane_bytes + resident_bytes <= limit_bytes:
+            return None
+        left_bytes = max(0, limit_bytes - resident_bytes)
+        what = f"tenant {tenant.name!r} does not fit into the memory of {self._device.name}"
+        facts = (
+            f"a lane of {tenant.rows} rows takes {lane_bytes / 1e6:.1f} MB beside the weights, "
+            f"{left_bytes / 1e6:.1f} MB are left"
+        )
+        return self._judge(AdmissionError(what, facts, "remove a tenant, or pass an example of fewer rows"))
+
+    def _room(self, residents: Iterable[nn.Module]) -> tuple[int, int | None]:
+        """What residents have of the limit, and the limit; None: not known. What is free is without theirs already."""
+        free_bytes = self._memory.free_bytes()
+        if free_bytes is not None:
+            return 0, free_bytes
+        if self._device.memory_bytes is not None:
+            return weight_bytes(residents), self._device.memory_bytes
+        return 0, available_bytes() if self._device.kind == "cpu" else None
 
     def check_load(self, tenant: Candidate, spec: TenantSpec, loop: LoopFigures) -> AdmissionError | None:
         """The same, for its SLO and the time that others need."""
@@ -96,7 +117,7 @@ class Admission:
             lane = {"tenants": 1, "rows": tenant.rows, "units": self._device.num_units}
             known = [self._costs.lane_us(spec.cohort, **lane, fused=fused) for fused in forms]
         if self._device.kind in REAL and not any(us <= enough_us for us in known):
-            known.append(_measure_us(tenant, self._device.kind, enough_us))
+            known.append(_measure_us(tenant, enough_us))
         return min(known, default=None)
 
 
@@ -115,10 +136,10 @@ class LoopFigures:
         return cls(len(stats), load, any(stats[name]["rows"] for name in peers if name in stats))
 
 
-def _measure_us(tenant: Candidate, kind: str, enough_us: float) -> float:
+def _measure_us(tenant: Candidate, enough_us: float) -> float:
     """The plain module on its example: the best of a few runs, fewer if it is fast enough."""
     buffers = [(buffer, buffer.clone()) for buffer in tenant.module.buffers()]  # a module may count its calls
-    best_us = on_passing_thread(lambda: _best_run_us(tenant, kind, enough_us))
+    best_us = on_passing_thread(lambda: _best_run_us(tenant, enough_us))
     with torch.no_grad():
         for buffer, value in buffers:
             if not torch.equal(buffer, value):
@@ -126,19 +147,19 @@ def _measure_us(tenant: Candidate, kind: str, enough_us: float) -> float:
     return best_us
 
 
-def _best_run_us(tenant: Candidate, kind: str, enough_us: float) -> float:
+def _best_run_us(tenant: Candidate, enough_us: float) -> float:
     best_us, start = float("inf"), time.perf_counter()
     for _ in range(MAX_RUNS):
-        best_us = min(best_us, _run_us(tenant, kind))
+        best_us = min(best_us, _run_us(tenant))
         if best_us <= enough_us or time.perf_counter() - start > MAX_RUNS_S:
             break
     return best_us
 
 
-def _run_us(tenant: Candidate, kind: str) -> float:
+def _run_us(tenant: Candidate) -> float:
     with torch.no_grad():
         start = time.perf_counter()
-        tenant.module(*tenant.example)
-        if kind != "cpu":
-            torch.cuda.synchronize()
+        for leaf in pytree.tree_leaves(tenant.module(*tenant.example)):
+            if isinstance(leaf, Tensor) and leaf.is_cuda:
+                torch.cuda.current_stream(leaf.device).synchronize()
         return (time.perf_counter() - start) * 1e6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from spacetime.backends.executables import Call
 from spacetime.capture.export import MAX_ROWS
+from spacetime.capture.lengths import Lengths
 from spacetime.errors import InputError
 
 
@@ -66,7 +68,7 @@ class InputContract:
         return 1
 
     def _check(self, index: int, tensor: Tensor, rows: int) -> None:
-        if tensor.device.type != self.device:
+        if tensor.device.type != "cpu" and str(tensor.device) != self.device:  # from the host it is brought there
             raise self._error(
                 f"input {index} is on {tensor.device}", f"the runtime is on {self.device}", "move it there"
             )
@@ -91,6 +93,36 @@ class InputContract:
 
     def _error(self, what: str, facts: str = "", next_step: str = "") -> InputError:
         return InputError(f"tenant {self.tenant!r}: {what}", facts, next_step)
+
+
+class VaryingContract:
+    """Inputs of any length within the declared bounds: one contract per length."""
+
+    def __init__(self, tenant: str, example: tuple[Any, ...], lengths: Lengths, *, strict: bool, device: str) -> None:
+        self._tenant = tenant
+        self._like = tuple(leaf.detach().to("meta") if isinstance(leaf, Tensor) else leaf for leaf in example)
+        self._lengths = lengths
+        self._make = partial(InputContract.of, tenant, strict=strict, device=device)
+        self._contracts: dict[int, InputContract] = {}
+
+    def accept(self, args: tuple[Any, ...]) -> tuple[Call, int]:
+        self._lengths.check(self._tenant, args)
+        length = self._lengths.of_args(args)
+        contract = self._contracts.get(length)
+        if contract is None:
+            contract = self._contracts[length] = self._make(self._lengths.resized(self._like, length))
+        return contract.accept(args)
+
+
+Contract = InputContract | VaryingContract
+
+
+def contract_of(
+    tenant: str, example: tuple[Any, ...], lengths: Lengths | None, *, strict: bool, device: str
+) -> Contract:
+    if lengths is None:
+        return InputContract.of(tenant, example, strict=strict, device=device)
+    return VaryingContract(tenant, example, lengths, strict=strict, device=device)
 
 
 def _structure(leaves: Any) -> str:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spacetime.backends.executables import CohortExecutable
+from spacetime.backends.families import LengthsExecutable
+from spacetime.backends.intercepted import InterceptedExecutable
 from spacetime.capture.cohort import Cohort
+from spacetime.runtime.memory import NO_MEMORY, MemoryReport, memory_lines
+from spacetime.runtime.prepare import Prepared
 from spacetime.trace import LaneEvent, Trace
 from spacetime.values import Value
 
@@ -60,11 +64,42 @@ class CohortReport(Value):
 
 @dataclass(frozen=True, slots=True)
 class OpaqueReport(Value):
-    """A tenant that runs alone, and why."""
+    """A tenant that could not be captured, and why. `meets`: whose calls may be launched with its own."""
 
     tenant: str
     reason: str
     last_lane: LaneReport | None
+    meets: tuple[str, ...] = ()
+    calls_saved: int = 0  # of all of them together, since they are tenants
+
+    def __str__(self) -> str:
+        how = "runs alone, unmodified"
+        if self.meets:
+            how = (
+                f"runs unmodified, its calls meet those of {', '.join(self.meets)} ({self.calls_saved} launches saved)"
+            )
+        return f"opaque {self.tenant}: {how}: {self.reason}{_lane(self.last_lane)}"
+
+
+@dataclass(frozen=True, slots=True)
+class LengthsReport(Value):
+    """Tenants of a cohort whose inputs vary in length, and the lengths that have a program."""
+
+    signature: str
+    tenants: tuple[str, ...]
+    least: int
+    most: int
+    programs: tuple[int, ...]
+    is_padded: bool  # other lengths run in the next program up, padded; if not, unmodified
+    reason: str  # why not, and why a length has no program
+
+    def __str__(self) -> str:
+        how = "padded to the next of them" if self.is_padded else "run unmodified"
+        return (
+            f"lengths {', '.join(map(str, self.programs))} of cohort {self.signature} ({', '.join(self.tenants)}): "
+            f"a program each; others from {self.least} to {self.most} are {how}"
+            + (f": {self.reason}" if self.reason else "")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +118,28 @@ class Explanation(Value):
     cohorts: tuple[CohortReport, ...]
     opaque: tuple[OpaqueReport, ...]
     apart: tuple[ApartReport, ...] = ()
+    varying: tuple[LengthsReport, ...] = ()
+    memory: MemoryReport = NO_MEMORY
+    unconfined: str = ""  # why a GPU's lanes are not confined to partitions
+    eager: tuple[str, ...] = ()  # lanes that cannot become CUDA graphs, and why
 
     def __str__(self) -> str:
         lines = [f"{self.device}: {self.num_units} units, policy {self.policy}"]
+        if self.unconfined:
+            lines.append(f"lanes are not confined to partitions: {self.unconfined}")
         for cohort in self.cohorts:
             lines += _cohort_lines(cohort)
         forms = {kernel.form for cohort in self.cohorts for kernel in cohort.kernels}
         lines += ["", *(f"{form}: {why}" for form, why in WHY.items() if form in forms)] if forms else []
-        for report in self.opaque:
-            lines.append(f"\nopaque {report.tenant}: runs alone, unmodified: {report.reason}{_lane(report.last_lane)}")
+        lines += [f"\n{report}" for report in (*self.varying, *self.opaque)]
         for straggler in self.apart:
             lines.append(
                 f"\napart {straggler.tenant}: lanes with it took {straggler.factor:.1f}x as long as those without; "
                 "it shares lanes again when its own keep up"
             )
+        lines += [f"\nno CUDA graph: {reason}" for reason in self.eager]
+        if self.memory.tenants:
+            lines += ["", *memory_lines(self.memory)]
         return "\n".join(lines)
 
 
@@ -119,6 +162,30 @@ def cohort_report(executable: CohortExecutable, trace: Trace) -> CohortReport:
         resident_bytes=executable.resident_bytes,
         last_lane=last_lane(cohort.program.signature, trace),
     )
+
+
+def lengths_report(executable: LengthsExecutable) -> LengthsReport:
+    lengths, programs = executable.lengths, executable.programs
+    reasons = [f"length {step} has none: {reason}" for step, reason in executable.reasons.items()]
+    if executable.cut is None:
+        reasons.insert(0, executable.why_not_padded)
+    return LengthsReport(
+        executable.main.cohort.program.signature,
+        executable.names,
+        lengths.least,
+        lengths.most,
+        tuple(sorted(programs)),
+        executable.cut is not None,
+        "; ".join(reasons),
+    )
+
+
+def opaque_report(name: str, cohort: str, prepared: Prepared, trace: Trace) -> OpaqueReport:
+    executable, lane = prepared.executable, last_lane(cohort, trace)
+    if not isinstance(executable, InterceptedExecutable):
+        return OpaqueReport(name, prepared.reason, lane)
+    peers = tuple([peer for peer in executable.arena.names if peer != name])
+    return OpaqueReport(name, prepared.reason, lane, peers, executable.num_calls_saved)
 
 
 def last_lane(cohort: str, trace: Trace) -> LaneReport | None:

@@ -13,24 +13,37 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spacetime.backends.executables import CohortExecutable, PlainExecutable
+from spacetime.backends.families import LengthsExecutable
+from spacetime.backends.intercepted import InterceptedExecutable
+from spacetime.capture.arena import structure
 from spacetime.capture.cohort import Cohort
 from spacetime.capture.export import Unfusible, at_least_two_rows, export
+from spacetime.capture.lengths import Lengths
 from spacetime.capture.program import Captured, build_program, storage_key
 from spacetime.capture.recorder import Recording, StorageKey, owned_tensors, record
 from spacetime.capture.rows import prove
 from spacetime.capture.selfcheck import magnitude, problem
 from spacetime.errors import CaptureError
+from spacetime.runtime.varying import check, make_programs
 
 Modules = dict[str, nn.Module]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """How a tenant will run. `cohort` None: opaque, for this reason."""
+    """How a tenant will run. `cohort` None: opaque, for this reason; `meets`: with whom its calls are launched."""
 
-    executable: CohortExecutable | PlainExecutable
+    executable: CohortExecutable | LengthsExecutable | PlainExecutable | InterceptedExecutable
     cohort: str | None
     reason: str
+    meets: str | None = None
+    lengths: Lengths | None = None
+
+    def group(self, name: str) -> str:
+        """Who shares lanes with it, as the scheduler knows them."""
+        if self.cohort is not None and self.lengths is not None:
+            return f"{self.cohort}:{self.lengths.least}..{self.lengths.most}"
+        return self.cohort or self.meets or f"opaque:{name}"
 
 
 @dataclass
@@ -46,27 +59,57 @@ class Preparer:
     """All cohorts of a runtime. Its owner serialises the calls."""
 
     prepack: bool = False
+    intercept: bool = False
     modules: Modules = field(default_factory=dict)  # by tenant; shared with the executables
     cohorts: dict[str, CohortExecutable] = field(default_factory=dict)
+    varying: dict[tuple[str, Lengths], LengthsExecutable] = field(default_factory=dict)
+    meetings: dict[str, InterceptedExecutable] = field(default_factory=dict)
     _known: dict[str, _Known] = field(default_factory=dict)
 
-    def prepare(self, name: str, module: nn.Module, example: tuple[Any, ...], *, exact: bool) -> Prepared:
+    def prepare(
+        self, name: str, module: nn.Module, example: tuple[Any, ...], *, exact: bool, lengths: Lengths | None = None
+    ) -> Prepared:
         """Never refuses a module that runs: what cannot share launches is opaque."""
         self.modules[name] = module
         try:
             if exact:
                 self._try_example(name, module, example)
                 raise Unfusible("exact=True forbids any change of kernel")
+            if lengths is not None:
+                return self._join_lengths(name, module, example, lengths)
             return self._join(name, module, example)
         except Unfusible as why:
-            return Prepared(PlainExecutable(self.modules), None, str(why))
+            return self._opaque(name, module, str(why), exact=exact)
         except BaseException:
             del self.modules[name]
             raise
 
+    def _opaque(self, name: str, module: nn.Module, reason: str, *, exact: bool) -> Prepared:
+        alike = structure(module) if self.intercept and not exact else None
+        if alike is None:
+            return Prepared(PlainExecutable(self.modules), None, reason)
+        key = f"alike:{alike}"
+        executable = self.meetings.setdefault(key, InterceptedExecutable(self.modules))
+        executable.join(name, module)
+        return Prepared(executable, None, reason, meets=key)
+
     def forget(self, name: str) -> None:
         """The tenant's lanes have ended: give its module memory of its own again."""
         del self.modules[name]
+        self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        """Out of everything that it has joined."""
+        for found, varying in list(self.varying.items()):
+            if name in varying:
+                varying.leave(name)
+                if varying.is_empty:
+                    del self.varying[found]
+        for key, meeting in list(self.meetings.items()):
+            if name in meeting.arena:
+                meeting.arena.leave(name)
+                if not meeting.arena.names:
+                    del self.meetings[key]
         for signature, executable in list(self.cohorts.items()):
             if name in executable.cohort.members:
                 executable.cohort.leave(name)
@@ -95,6 +138,22 @@ class Preparer:
                 self._disband(known.cohort)
             raise Unfusible(f"self-check failed: {trouble}")
         return Prepared(executable, known.cohort, "")
+
+    def _join_lengths(self, name: str, module: nn.Module, example: tuple[Any, ...], lengths: Lengths) -> Prepared:
+        """Into the cohort of the longest inputs, and into the programs of the shorter ones."""
+        joined = self._join(name, module, lengths.resized(example, lengths.most))
+        assert joined.cohort is not None, "what cannot join raises"
+        main = self.cohorts[joined.cohort]
+        executable = self.varying.get((joined.cohort, lengths))
+        if executable is None:
+            executable = make_programs(main, lengths, module, example, self.modules)
+            self.varying[joined.cohort, lengths] = executable
+        executable.join(name)
+        trouble = check(executable, name, module, example)
+        if trouble is not None:
+            self._leave(name)
+            raise Unfusible(f"self-check failed: {trouble}")
+        return Prepared(executable, joined.cohort, "", lengths=lengths)
 
     def _record(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> Recording:
         try:
@@ -160,5 +219,7 @@ def _self_check(executable: CohortExecutable, name: str, tensors: list[Tensor], 
         return problem(executable.flat_outputs(name, tensors), recording.outputs) or problem(
             executable.flat_outputs(name, one_row), recording.first_row, scales
         )
+    except torch.OutOfMemoryError:
+        raise  # it says nothing about the results
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -10,21 +10,25 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from spacetime.backends import make_backend
-from spacetime.backends.threads import on_passing_thread, release_team
-from spacetime.errors import AdmissionError, CaptureError, ClosedError, OptionError, RejectedError
+from spacetime.backends import make_backend, memory_of
+from spacetime.backends.meeting import require_greenlet
+from spacetime.backends.threads import release_team
+from spacetime.capture.lengths import Declared, Lengths
+from spacetime.errors import AdmissionError, ClosedError, OptionError, RejectedError
 from spacetime.kernels import prepacked_conv
 from spacetime.profiler.environment import cpu_environment
 from spacetime.profiler.profile import Profile
 from spacetime.profiler.table import MeasuredTable
 from spacetime.runtime.admission import Admission, Candidate, LoopFigures
-from spacetime.runtime.contract import InputContract
-from spacetime.runtime.explain import ApartReport, Explanation, OpaqueReport, cohort_report, last_lane
+from spacetime.runtime.checks import brought, check_example, check_module
+from spacetime.runtime.contract import Contract, contract_of
+from spacetime.runtime.explain import ApartReport, Explanation, cohort_report, lengths_report, opaque_report
+from spacetime.runtime.memory import FIGURES, Holding, Ledger, MemoryReport, lane_bytes
 from spacetime.runtime.prepare import Prepared, Preparer
 from spacetime.runtime.tenant import Tenant, Wrapped
+from spacetime.runtime.undo import prepare_whole
 from spacetime.scheduler.admission import check_option
 from spacetime.scheduler.costs import OnlineCosts
 from spacetime.scheduler.driver import Driver, Result
@@ -40,8 +44,9 @@ from spacetime.trace import Trace
 @dataclass(frozen=True)
 class _Resident:
     spec: TenantSpec
-    contract: InputContract
+    contract: Contract
     prepared: Prepared
+    rows: int  # of the example
 
 
 class Runtime:
@@ -59,11 +64,15 @@ class Runtime:
         policy: str | Policy = "space_time",
         *,
         prepack: bool = False,
+        intercept: bool = False,
         admission: str = "warn",
         profile: Profile | None = None,
         record: bool = False,
     ) -> None:
         """`prepack=True` keeps a second copy of large convolution weights in the form the CPU is fastest with.
+
+        `intercept=True`: modules that cannot be captured share the launches of their linears and convolutions with
+        modules that are alike, when that is faster; needs the extra "intercept".
 
         `admission`: what add() does with a tenant that cannot make its SLO, comes to an overloaded device or does
         not fit into memory: "warn", "reject" (AdmissionError), or "off": nothing is predicted. `profile`: what was
@@ -74,14 +83,19 @@ class Runtime:
             raise OptionError(
                 "prepack=True needs oneDNN", "this build of torch has none of its packed convolutions", "leave it out"
             )
+        if intercept:
+            require_greenlet()
         self._policy = get_policy(policy)
         self._backend = make_backend(device)
-        self._torch_device = "cuda" if self._backend.device.kind in ("cuda", "hip") else "cpu"
+        self._memory = memory_of(self._backend)
+        self._torch_device = self._memory.torch_device
+        self._ledger = Ledger()
         self._recorder = Recorder() if record else None
         self._costs = OnlineCosts() if self._recorder is None else self._recorder.costs
         self._table = None if profile is None else _table_of(profile)
-        self._admission = Admission(admission, self._backend.device, self._costs, copies=2 if prepack else 1)
-        self._preparer = Preparer(prepack)
+        copies = 2 if prepack else 1
+        self._admission = Admission(admission, self._backend.device, self._costs, self._memory, copies=copies)
+        self._preparer = Preparer(prepack, intercept)
         self._residents: dict[str, _Resident] = {}
         self._changing = threading.RLock()  # one add() or remove() at a time; requests do not take it
         self._closed = False
@@ -108,27 +122,32 @@ class Runtime:
         max_queue: int = 10_000,
         timeout_ms: float | None = None,
         late: str = "serve",
+        dynamic: Declared | None = None,
     ) -> Tenant:
         """Make `module` a tenant. It joins the cohort of its architecture, or runs alone with the reason in explain().
 
         `exact=True` keeps every kernel as it is: bit-equal results, nothing shared. Weights must not change
         while the module is a tenant. A request that has not started after `timeout_ms` is rejected; `late="reject"`
-        also rejects one as soon as it cannot make its deadline any more.
+        also rejects one as soon as it cannot make its deadline any more. `dynamic`: dimensions that vary from request
+        to request, as {"ids": {1: (8, 512)}, "mask": {1: (8, 512)}}; all of them have one length.
         """
         self._driver.may_wait("add()")
-        _check_module(name, module, self._torch_device)
-        _check_example(name, example)
+        check_module(name, module, self._torch_device)
+        check_example(name, example)
+        example = brought(example, self._torch_device)
+        lengths = None if dynamic is None else Lengths.of(name, module, example, dynamic)
         with self._changing:
             self._check_name(name)
             candidate = Candidate(name, module, example)
             memory_problem = self._admission.check_memory(candidate, self._preparer.modules.values())
-            prepared = on_passing_thread(lambda: self._preparer.prepare(name, module, example, exact=exact))
+            where = (self._backend.device.name, self._memory)
+            prepared = prepare_whole(self._preparer, candidate, *where, exact=exact, lengths=lengths)
             release_team()  # the caller's own, from building the model
             try:
                 spec = TenantSpec(
                     name=name,
-                    cohort=prepared.cohort or f"opaque:{name}",
-                    fusible=prepared.cohort is not None,
+                    cohort=prepared.group(name),
+                    fusible=prepared.cohort is not None or prepared.meets is not None,
                     weight=weight,
                     priority=priority,
                     slo_us=None if slo_ms is None else round(slo_ms * 1000),
@@ -138,14 +157,23 @@ class Runtime:
                     timeout_us=None if timeout_ms is None else round(timeout_ms * 1000),
                     late=late,
                 )
-                self._admission.warn((memory_problem, self._check_load(candidate, spec)), stacklevel=2)
+                lane_problem = self._check_lane(candidate, prepared)
+                self._admission.warn((memory_problem, lane_problem, self._check_load(candidate, spec)), stacklevel=2)
                 self._enter(spec, prepared)
             except BaseException:
                 self._preparer.forget(name)
                 raise
-            contract = InputContract.of(name, example, strict=prepared.cohort is not None, device=self._torch_device)
-            self._residents[name] = _Resident(spec, contract, prepared)
+            is_strict = prepared.cohort is not None
+            contract = contract_of(name, example, lengths, strict=is_strict, device=self._torch_device)
+            self._residents[name] = _Resident(spec, contract, prepared, candidate.rows)
+            self._ledger.update(self._holdings())
         return Tenant(name, partial(self._submit, name, contract))
+
+    def _check_lane(self, candidate: Candidate, prepared: Prepared) -> AdmissionError | None:
+        if prepared.cohort is None:
+            return None  # what an opaque module needs is not known
+        need_bytes = lane_bytes(self._preparer.cohorts[prepared.cohort].cohort.program, candidate.rows)
+        return self._admission.check_lane(candidate, need_bytes, self._preparer.modules.values())
 
     def _check_load(self, candidate: Candidate, spec: TenantSpec) -> AdmissionError | None:
         if self._admission.is_off:
@@ -163,6 +191,14 @@ class Runtime:
             del self._residents[name]
             self._driver.call(lambda scheduler: scheduler.remove_tenant(name)).result()
             self._preparer.forget(name)
+            self._ledger.update(self._holdings())
+
+    def _holdings(self) -> dict[str, Holding]:
+        cohorts = {signature: executable.cohort for signature, executable in self._preparer.cohorts.items()}
+        return {
+            name: Holding(self._preparer.modules[name], cohorts.get(resident.prepared.cohort or ""), resident.rows)
+            for name, resident in self._residents.items()
+        }
 
     def tenants(self) -> tuple[str, ...]:
         return tuple(self._residents)
@@ -189,7 +225,7 @@ class Runtime:
 
     # -- requests -------------------------------------------------------------------------------------
 
-    def _submit(self, name: str, contract: InputContract, args: tuple[Any, ...], waits: bool) -> Future[Any]:
+    def _submit(self, name: str, contract: Contract, args: tuple[Any, ...], waits: bool) -> Future[Any]:
         if self._closed:
             raise ClosedError(
                 f"tenant {name!r}: the request was not accepted", "the runtime is closed", "make another Runtime"
@@ -202,7 +238,13 @@ class Runtime:
         now_us = self._backend.now_us()
         num_bytes = sum([tensor.nbytes for tensor in call.tensors])
         request = make_request(
-            resident.spec, next(self._request_ids), rows, call, now_us, future, input_bytes=num_bytes
+            resident.spec,
+            next(self._request_ids),
+            rows,
+            self._memory.accept(call),
+            now_us,
+            future,
+            input_bytes=num_bytes,
         )
         self._driver.submit(request, assisted=waits)
         return future
@@ -221,16 +263,27 @@ class Runtime:
                 policy=getattr(self._policy, "__name__", repr(self._policy)),
                 cohorts=tuple(cohort_report(e, trace) for e in self._preparer.cohorts.values()),
                 opaque=tuple(
-                    OpaqueReport(name, resident.prepared.reason, last_lane(resident.spec.cohort, trace))
+                    opaque_report(name, resident.spec.cohort, resident.prepared, trace)
                     for name, resident in self._residents.items()
                     if resident.prepared.cohort is None
                 ),
                 apart=tuple(ApartReport(name, books["slowdown"]) for name, books in stats.items() if books["apart"]),
+                varying=tuple(lengths_report(executable) for executable in self._preparer.varying.values()),
+                memory=self.memory(),
+                unconfined=self._memory.unconfined,
+                eager=self._memory.uncaptured(),
             )
 
     def stats(self) -> dict[str, dict[str, int | float]]:
-        """Per tenant: requests by how they ended, rows, bytes, latency quantiles, device time, evictions."""
-        return self._driver.call(lambda scheduler: scheduler.stats())
+        """Per tenant: requests by how they ended, rows, latency quantiles, device time, evictions; its memory."""
+        books = self._driver.call(lambda scheduler: scheduler.stats())
+        memory = {tenant.tenant: tenant.as_dict() for tenant in self.memory().tenants}
+        nothing = dict.fromkeys(FIGURES, 0)  # of somebody who is just coming
+        return {name: book | memory.get(name, nothing) for name, book in books.items()}
+
+    def memory(self) -> MemoryReport:
+        """Who has how much of the device's memory, and what everybody shares."""
+        return self._ledger.report(self._memory.graph_bytes())
 
     def trace(self) -> Trace:
         """The last lanes that ran."""
@@ -279,43 +332,3 @@ def _table_of(profile: Profile) -> MeasuredTable:
             f"the profile is of {profile.device!r}, not of this machine", "; ".join(differences), "profile here again"
         )
     return profile.table
-
-
-def _check_module(name: str, module: nn.Module, device: str) -> None:
-    if not isinstance(name, str) or not name:
-        raise OptionError(f"a tenant's name is {name!r}", "names are non-empty strings", "pass another one")
-    if not isinstance(module, nn.Module):
-        facts = "a tenant is a torch.nn.Module"
-        raise CaptureError(f"tenant {name!r} is a {type(module).__name__}", facts, "wrap the function in a module")
-    training = [path or "itself" for path, part in module.named_modules() if part.training]
-    if training:
-        facts = f"{len(training)} modules, the first is {training[0]!r}"
-        raise CaptureError(f"tenant {name!r}: the module is in training mode", facts, "call module.eval() first")
-    for path, part in module.named_modules():
-        if isinstance(part, Wrapped):
-            raise CaptureError(
-                f"tenant {name!r}: {path or 'the module'} is tenant {part.tenant.name!r}",
-                "a lane must not wait for another lane",
-                "add the plain module",
-            )
-    for path, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
-        if tensor.device.type != device:
-            raise CaptureError(
-                f"tenant {name!r}: {path} is on {tensor.device}", f"the runtime is on {device}", f"move it to {device}"
-            )
-
-
-def _check_example(name: str, example: tuple[Any, ...]) -> None:
-    if not isinstance(example, tuple) or not example:
-        raise CaptureError(
-            f"tenant {name!r}: the example is a {type(example).__name__}",
-            "an example is a non-empty tuple of positional inputs",
-            "pass example=(tensor,)",
-        )
-    for index, leaf in enumerate(pytree.tree_leaves(example)):
-        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == 0:
-            raise CaptureError(
-                f"tenant {name!r}: input {index} of the example has no rows",
-                f"its shape is {tuple(leaf.shape)}",
-                "pass an example of one row or more",
-            )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from spacetime.backends.cpu import CpuBackend
+from spacetime.backends.cuda.backend import CudaBackend
+from spacetime.backends.cuda.gpu import unusable
 from spacetime.backends.null import NullBackend
 from spacetime.device import Partition
 from spacetime.plan import Lane, RequestView, Segment
 from spacetime.scheduler.protocols import Backend, Executable, LaneResult, Outcome
 from spacetime.sim.backend import SimBackend
 from spacetime.sim.devices import find
+from tests.backends.cuda.fake_gpu import fake_backend
 
 
 class DrivenSim(SimBackend):
@@ -30,10 +34,20 @@ class DrivenSim(SimBackend):
             self.advance()
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"cpu": CpuBackend, "null": NullBackend, "sim": DrivenSim}
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "cpu": CpuBackend,
+    "null": NullBackend,
+    "sim": DrivenSim,
+    "cuda on a fake GPU": fake_backend,
+    "cuda on a fake GPU, without partitions": partial(fake_backend, partitions=False),
+}
+
+A_REAL_GPU = "cuda on a real GPU"
+if unusable("cuda") is None:
+    BACKENDS[A_REAL_GPU] = CudaBackend
 
 # Backends whose lanes run beside the thread that starts them. The null backend runs them at once, on that thread.
-ASYNCHRONOUS = ("cpu",)
+ASYNCHRONOUS = tuple(name for name in BACKENDS if name.startswith(("cpu", "cuda")))
 
 PATIENCE_S = 30  # a hang fails the test instead of the suite
 

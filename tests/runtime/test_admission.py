@@ -154,7 +154,7 @@ class Counting(nn.Module):
 
 def test_timing_an_example_leaves_buffers_as_they_were() -> None:
     module = Counting()
-    us = admission._measure_us(Candidate("a", module, EXAMPLE), "cpu", 0.0)
+    us = admission._measure_us(Candidate("a", module, EXAMPLE), 0.0)
     assert 0 < us < 60e6 and module.calls.item() == 0
 
 

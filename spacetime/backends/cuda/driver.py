@@ -109,7 +109,10 @@ class CudaDriver:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """The results of a driver call without its status, which becomes an exception naming the call."""
-        status, *results = getattr(self._driver, name)(*arguments)
+        function = getattr(self._driver, name, None)
+        if function is None:
+            raise DriverError(f"cuda.bindings has no {name}", "it is older than green contexts", "update cuda-bindings")
+        status, *results = function(*arguments)
         if int(status) != 0:
             facts = f"{getattr(status, 'name', status)} (code {int(status)})"
             raise DriverError(f"{name} failed", facts, "see `spacetime doctor`")

@@ -4,7 +4,8 @@ The SMs are split once into atoms; a partition is a union of atoms, so any two o
 masks do. The menu holds what policies ask for most: prefixes, their complementary suffixes, aligned blocks, and the
 whole. Another union is made when it is first wanted, off the hot path; until it is ready its lanes run on the largest
 ready partition inside it, which keeps them isolated. Contexts are never made current: a stream is all that a lane
-needs.
+needs. The whole has several streams, because lanes of uncontrolled sharing all run there and must not queue up behind
+each other; lanes of an isolated plan never share a partition, so one stream serves every other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from spacetime.backends.cuda.driver import Driver
@@ -21,6 +22,8 @@ from spacetime.errors import PartitionError, SpacetimeError
 
 ATOM_UNITS = 8  # Hopper grants SMs by eights; older chips grant at least as finely
 MOST_EXTRA = 32  # partitions beside the menu that are kept
+WHOLE_STREAMS = 8  # of the whole device: as many as a GPU has hardware queues by default
+_COMING = 0  # stands for a stream that is being created; no handle is 0
 
 Later = Callable[[Callable[[], None]], None]  # have a function called soon, on another thread
 
@@ -36,9 +39,19 @@ class Grant:
 
 @dataclass(slots=True)
 class _Made:
-    grant: Grant
+    atoms: int
+    units: int
     context: Any
-    users: int = 0
+    lanes: dict[int, int]  # by stream, how many lanes are on it
+    spare: list[int] = field(default_factory=list)  # streams for captures that nobody has now ...
+    leased: set[int] = field(default_factory=set)  # ... and those that somebody has
+
+    @property
+    def in_use(self) -> bool:
+        return bool(self.leased) or any(self.lanes.values())
+
+    def grant(self, stream: int) -> Grant:
+        return Grant(stream, self.atoms, self.units)
 
 
 def menu(num_atoms: int) -> tuple[int, ...]:
@@ -61,6 +74,9 @@ def menu(num_atoms: int) -> tuple[int, ...]:
 
 class GreenContexts:
     """All partitions of one device. `acquire` and `release` are cheap and create nothing; any thread may call them."""
+
+    confines = True
+    reason = ""  # why lanes are not confined: they are
 
     def __init__(self, driver: Driver, device: int, later: Later, *, atom_units: int = ATOM_UNITS) -> None:
         self._driver = driver
@@ -102,27 +118,54 @@ class GreenContexts:
             return dict(self._refused)
 
     def acquire(self, partition: Partition) -> Grant:
-        """The partition's stream, or that of the largest ready part of it. Kept until `release`."""
+        """A stream of the partition, or of the largest ready part of it. Kept until `release`."""
         atoms = partition.atoms
-        if not atoms or atoms >> len(self._atoms):
-            raise PartitionError(
-                f"a partition on atoms {atoms:#x} was asked for", f"device {self._device} has {len(self._atoms)} atoms"
-            )
+        self._check(atoms)
         with self._lock:
-            made = self._menu.get(atoms) or self._extra.get(atoms)
+            made = self._find(atoms)
             if made is None:
                 made = self._largest_inside(atoms)
                 self._want(atoms)
             elif atoms in self._extra:
                 self._extra.move_to_end(atoms)
-            made.users += 1
-            return made.grant
+            stream = min(made.lanes, key=made.lanes.__getitem__)
+            made.lanes[stream] += 1
+            return made.grant(stream)
 
     def release(self, grant: Grant) -> None:
         """Nothing more is put on the grant's stream by this caller, and what was put there has ended."""
         with self._lock:
-            made = self._menu.get(grant.atoms) or self._extra[grant.atoms]
-            made.users -= 1
+            self._having(grant).lanes[grant.stream] -= 1
+
+    def lease(self, atoms: int) -> Grant | None:
+        """A stream of exactly these atoms that no lane is on, to capture a graph; None while they are not ready.
+
+        Off the hot path, by one thread at a time: it may create the stream. The context lives until `give_back`.
+        """
+        self._check(atoms)
+        with self._lock:
+            made = self._find(atoms)
+            if made is None:
+                self._want(atoms)
+                return None
+            stream = made.spare.pop() if made.spare else _COMING
+            made.leased.add(stream)
+        if stream == _COMING:  # without the lock: lanes go on being granted
+            try:
+                stream = self._driver.create_stream(made.context, 0)
+            finally:
+                with self._lock:
+                    made.leased.remove(_COMING)
+                    if stream != _COMING:
+                        made.leased.add(stream)
+        return made.grant(stream)
+
+    def give_back(self, grant: Grant) -> None:
+        """The graph is gone; its stream serves the next one."""
+        with self._lock:
+            made = self._having(grant)
+            made.leased.remove(grant.stream)
+            made.spare.append(grant.stream)
 
     def close(self) -> None:
         """Destroy every stream, then its context. No lane is running."""
@@ -131,6 +174,18 @@ class GreenContexts:
                 self._destroy(made)
             self._extra.clear()
             self._menu.clear()
+
+    def _check(self, atoms: int) -> None:
+        if atoms <= 0 or atoms >> len(self._atoms):
+            raise PartitionError(
+                f"a partition on atoms {atoms:#x} was asked for", f"device {self._device} has {len(self._atoms)} atoms"
+            )
+
+    def _find(self, atoms: int) -> _Made | None:
+        return self._menu.get(atoms) or self._extra.get(atoms)
+
+    def _having(self, grant: Grant) -> _Made:
+        return self._menu.get(grant.atoms) or self._extra[grant.atoms]
 
     def _largest_inside(self, atoms: int) -> _Made:
         """Aligned blocks of one atom are on the menu, so there is always one."""
@@ -154,7 +209,7 @@ class GreenContexts:
         with self._lock:
             self._wanted.discard(atoms)
             self._extra[atoms] = made
-            unused = [mask for mask, known in self._extra.items() if not known.users and mask != atoms]
+            unused = [mask for mask, known in self._extra.items() if not known.in_use and mask != atoms]
             surplus = [self._extra.pop(mask) for mask in unused[: max(0, len(self._extra) - MOST_EXTRA)]]
         for old in surplus:
             self._destroy(old)
@@ -164,13 +219,18 @@ class GreenContexts:
         if len(resources) == len(self._atoms) and self._remainder is not None:
             resources.append(self._remainder)
         context = self._driver.create_context(self._device, resources)
+        streams: dict[int, int] = {}
         try:
-            grant = Grant(self._driver.create_stream(context, 0), atoms, self._driver.context_units(context))
+            for _ in range(WHOLE_STREAMS if len(resources) >= len(self._atoms) else 1):
+                streams[self._driver.create_stream(context, 0)] = 0
+            return _Made(atoms, self._driver.context_units(context), context, streams)
         except BaseException:
+            for stream in streams:
+                self._driver.destroy_stream(stream)
             self._driver.destroy_context(context)
             raise
-        return _Made(grant, context)
 
     def _destroy(self, made: _Made) -> None:
-        self._driver.destroy_stream(made.grant.stream)
+        for stream in (*made.lanes, *made.spare, *made.leased):
+            self._driver.destroy_stream(stream)
         self._driver.destroy_context(made.context)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spacetime.backends.cuda import green
 from spacetime.backends.cuda.driver import DriverError
-from spacetime.backends.cuda.green import Grant, GreenContexts, menu
+from spacetime.backends.cuda.green import WHOLE_STREAMS, Grant, GreenContexts, menu
 from spacetime.device import Partition
 from spacetime.errors import PartitionError
 from tests.backends.cuda.fake_driver import FakeDriver
@@ -45,7 +45,8 @@ def test_one_split_makes_all_atoms_and_the_menu_is_ready_at_start() -> None:
     driver, _, contexts = made()
     assert (contexts.num_units, contexts.num_atoms, contexts.units_per_atom) == (132, 16, 8)
     assert driver.calls[:2] == ["resource 0", "split 8"] and sum("split" in call for call in driver.calls) == 1
-    assert len(driver.contexts) == len(driver.streams) == len(menu(16))
+    assert len(driver.contexts) == len(menu(16))
+    assert len(driver.streams) == len(menu(16)) - 1 + WHOLE_STREAMS
     before = list(driver.calls)
     for mask in menu(16):
         contexts.acquire(partition(mask))
@@ -110,7 +111,7 @@ def test_extra_partitions_are_bounded_and_those_in_use_stay(monkeypatch: pytest.
     for mask in unions[1:]:
         contexts.release(make(mask))
     assert held.stream in driver.streams, "a lane runs on it"
-    assert len(driver.streams) == len(menu(16)) + 2
+    assert len(driver.contexts) == len(menu(16)) + 2
     again = contexts.acquire(partition(unions[-1]))
     assert again.atoms == unions[-1], "the one used last was kept"
 
@@ -122,6 +123,64 @@ def test_what_the_driver_refuses_is_remembered() -> None:
     assert "OUT_OF_MEMORY" in contexts.refused[ODD]
     assert contexts.acquire(partition(ODD)).units == 8
     assert background.postponed == [], "it is not asked again"
+
+
+def test_lanes_of_the_whole_device_do_not_queue_up_behind_each_other() -> None:
+    _, _, contexts = made()
+    streams = [contexts.acquire(partition(0xFFFF)) for _ in range(2 * WHOLE_STREAMS)]
+    assert len({grant.stream for grant in streams}) == WHOLE_STREAMS
+    for grant in streams:
+        contexts.release(grant)
+    part = [contexts.acquire(partition(0xFF)).stream for _ in range(3)]
+    assert len(set(part)) == 1, "lanes of an isolated plan never share a partition"
+
+
+def test_a_stream_for_a_capture_is_nobody_elses_and_serves_the_next_capture() -> None:
+    driver, background, contexts = made()
+    lanes = {contexts.acquire(partition(0xF)).stream for _ in range(3)}
+    first, second = contexts.lease(0xF), contexts.lease(0xF)
+    assert first is not None and second is not None
+    assert first.stream != second.stream and not {first.stream, second.stream} & lanes
+    assert driver.sms_of(first.stream) == frozenset(range(32)) and first.units == 32
+    contexts.give_back(first)
+    again = contexts.lease(0xF)
+    assert again == first
+    assert contexts.lease(ODD) is None, "its partition is still to be made"
+    background.run()
+    leased = contexts.lease(ODD)
+    assert leased is not None and leased.atoms == ODD
+
+
+def test_a_leased_partition_is_kept_while_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(green, "MOST_EXTRA", 1)
+    driver, background, contexts = made()
+    assert contexts.lease(ODD) is None
+    background.run()
+    leased = contexts.lease(ODD)
+    assert leased is not None
+    for shift in range(4):
+        contexts.release(contexts.acquire(partition(0b101 << shift)))
+        background.run()
+    assert leased.stream in driver.streams
+    contexts.give_back(leased)
+    for shift in range(4, 6):
+        contexts.release(contexts.acquire(partition(0b101 << shift)))
+        background.run()
+    assert leased.stream not in driver.streams
+
+
+def test_a_stream_that_cannot_be_created_leaves_the_partition_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, _, contexts = made()
+
+    def refuse(self: FakeDriver, context: int, priority: int) -> int:
+        raise DriverError("cuGreenCtxStreamCreate failed", "CUDA_ERROR_OUT_OF_MEMORY (code 2)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeDriver, "create_stream", refuse)
+        with pytest.raises(DriverError, match="StreamCreate"):
+            contexts.lease(0xF)
+    leased = contexts.lease(0xF)
+    assert leased is not None and leased.stream in driver.streams
 
 
 def test_a_menu_that_cannot_be_made_leaves_nothing_behind() -> None:

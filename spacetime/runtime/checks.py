@@ -1,0 +1,60 @@
+"""What add() looks at before any work: is it a module that can serve, with an example that it could be tried on?"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from spacetime.errors import CaptureError, OptionError
+from spacetime.runtime.tenant import Wrapped
+
+
+def check_module(name: str, module: nn.Module, device: str) -> None:
+    if not isinstance(name, str) or not name:
+        raise OptionError(f"a tenant's name is {name!r}", "names are non-empty strings", "pass another one")
+    if not isinstance(module, nn.Module):
+        facts = "a tenant is a torch.nn.Module"
+        raise CaptureError(f"tenant {name!r} is a {type(module).__name__}", facts, "wrap the function in a module")
+    training = [path or "itself" for path, part in module.named_modules() if part.training]
+    if training:
+        facts = f"{len(training)} modules, the first is {training[0]!r}"
+        raise CaptureError(f"tenant {name!r}: the module is in training mode", facts, "call module.eval() first")
+    for path, part in module.named_modules():
+        if isinstance(part, Wrapped):
+            raise CaptureError(
+                f"tenant {name!r}: {path or 'the module'} is tenant {part.tenant.name!r}",
+                "a lane must not wait for another lane",
+                "add the plain module",
+            )
+    for path, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if tensor.device != torch.device(device):
+            raise CaptureError(
+                f"tenant {name!r}: {path} is on {tensor.device}", f"the runtime is on {device}", f"move it to {device}"
+            )
+
+
+def brought(example: Any, device: str) -> Any:
+    """Inputs may be on the host; the module that is tried with them is not."""
+    if device == "cpu":
+        return example
+    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) and leaf.ndim else leaf, example)
+
+
+def check_example(name: str, example: tuple[Any, ...]) -> None:
+    if not isinstance(example, tuple) or not example:
+        raise CaptureError(
+            f"tenant {name!r}: the example is a {type(example).__name__}",
+            "an example is a non-empty tuple of positional inputs",
+            "pass example=(tensor,)",
+        )
+    for index, leaf in enumerate(pytree.tree_leaves(example)):
+        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == 0:
+            raise CaptureError(
+                f"tenant {name!r}: input {index} of the example has no rows",
+                f"its shape is {tuple(leaf.shape)}",
+                "pass an example of one row or more",
+            )
