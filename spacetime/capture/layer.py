@@ -16,6 +16,7 @@ class Layer:
         self._slab: Slab | None = None
         self.entries: list[int] = []  # by slot; -1: empty slot
         self.sharing = 0  # equal numbers: the same slots share entries; set by the cohort
+        self.version = 0  # changes with the entries
 
     @property
     def slab(self) -> Slab:
@@ -42,11 +43,13 @@ class Layer:
         while len(self.entries) <= slot:
             self.entries.append(-1)
         self.entries[slot] = self.slab.adopt(tensor)
+        self.version += 1
         return self.of_slot(slot)
 
     def drop(self, slot: int) -> None:
         self.slab.release(self.entries[slot])
         self.entries[slot] = -1
+        self.version += 1
 
     def is_shared(self, slot: int) -> bool:
         return self.slab.users(self.entries[slot]) > 1

@@ -12,12 +12,15 @@ from torch import Tensor, fx
 
 from spacetime.capture.families import bind_arguments, op_name
 from spacetime.capture.fuse import FusedProgram, Fuser, Lowering, Operand, OperandRef, Ref, TenantValues
+from spacetime.capture.on_gpu import on_gpu
 from spacetime.capture.program import Captured
 
 
 def fuse(captured: Captured) -> FusedProgram:
-    """The fused program of an architecture."""
-    return Fuser(captured, LOWERINGS).run()
+    """The fused program of an architecture, in the form for the device that its weights are on."""
+    program = Fuser(captured, LOWERINGS).run()
+    is_on_gpu = any(weight.tensor.is_cuda for weight in captured.weights)
+    return on_gpu(program, captured.proof) if is_on_gpu else program
 
 
 Arguments = dict[str, Any]

@@ -1,18 +1,20 @@
 """Slot operations: what a step with weights does to rows of many tenants. One file per kernel.
 
-`bind` is the table from the names that capture/fuse.py emits to the implementations of this device class.
+`bind` is the table from the names that capture/ emits to their implementations: plain torch (this folder), or, for
+programs in the form for GPUs, what chooses between Triton kernels and plain torch (bound/).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from spacetime.capture.fuse import Step
 from spacetime.capture.layer import Layer
 from spacetime.kernels.per_tenant import PerTenant
 from spacetime.kernels.prepacked_conv import PrepackedConv, available
-from spacetime.kernels.rowmap import RowMap
+from spacetime.kernels.rowmap import AnyRows, MixError, RowMap
 from spacetime.kernels.slot_broadcast import affine, gather, layer_norm
 from spacetime.kernels.slot_conv import SlotConv
 from spacetime.kernels.slot_embedding import slot_embedding
@@ -20,7 +22,7 @@ from spacetime.kernels.slot_linear import slot_linear
 
 SlotKernel = Callable[..., Any]  # (rows: RowMap, *values) -> value
 
-__all__ = ["RowMap", "SlotKernel", "bind"]
+__all__ = ["AnyRows", "MixError", "RowMap", "SlotKernel", "bind"]
 
 
 def bind(step: Step, layers: list[Layer], *, prepack: bool = False) -> SlotKernel:
@@ -50,6 +52,28 @@ def _per_tenant(step: Step, operands: Operands, layers: list[Layer]) -> SlotKern
     return PerTenant(**step.attributes, layers=layers)
 
 
+def _bound(module: str, name: str) -> Callable[[Step, Operands, list[Layer]], SlotKernel]:
+    """Of bound/, which is only for programs in the form for GPUs: nobody else waits for its import."""
+
+    def build(step: Step, operands: Operands, layers: list[Layer]) -> SlotKernel:
+        kernel: SlotKernel = getattr(import_module(f"spacetime.kernels.bound.{module}"), name)(step, layers)
+        return kernel
+
+    return build
+
+
+def _owners(step: Step, operands: Operands, layers: list[Layer]) -> SlotKernel:
+    from spacetime.kernels.bound.owners import MakeOwners
+
+    return MakeOwners(layers)
+
+
+def _faults(step: Step, operands: Operands, layers: list[Layer]) -> SlotKernel:
+    from spacetime.kernels.bound.owners import CheckFaults
+
+    return CheckFaults()
+
+
 _KERNELS: dict[str, Callable[[Step, Operands, list[Layer]], SlotKernel]] = {
     "linear": _positional(slot_linear),
     "conv": _conv,
@@ -58,4 +82,12 @@ _KERNELS: dict[str, Callable[[Step, Operands, list[Layer]], SlotKernel]] = {
     "gather": _positional(gather),
     "embedding": _positional(slot_embedding),
     "per_tenant": _per_tenant,
+    "gpu_owners": _owners,
+    "gpu_faults": _faults,
+    "gpu_linear": _bound("linear", "BoundLinear"),
+    "gpu_conv": _bound("conv", "BoundConv"),
+    "gpu_layer_norm": _bound("lookup", "BoundLayerNorm"),
+    "gpu_embedding": _bound("lookup", "BoundEmbedding"),
+    "gpu_gather": _bound("lookup", "BoundGather"),
+    "gpu_affine": _bound("lookup", "BoundAffine"),
 }

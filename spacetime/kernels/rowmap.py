@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spacetime.capture.layer import Layer
+from spacetime.errors import SpacetimeError
+
+HEADER = 4  # words: how many rows count, then padding that keeps what follows at 16 bytes
+
+
+class MixError(SpacetimeError, RuntimeError):
+    """A step that must know its rows on the host, in a program that is to serve any mix of tenants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +43,15 @@ class Layout:
 class RowMap:
     """Rows in order of their slots; `layout` answers for layers, cached by the way they are shared."""
 
+    any_mix = False  # does the host not know whose rows they are?
+
     def __init__(self, slots: tuple[int, ...], rows: tuple[int, ...]) -> None:
         self.slots = slots
         self.rows = rows
         self.total = sum(rows)
         self._layouts: dict[int, Layout] = {}
         self._indices: dict[tuple[int, int], Tensor] = {}
+        self._words: Tensor | None = None
 
     def layout(self, layer: Layer) -> Layout:
         layout = self._layouts.get(layer.sharing)
@@ -55,8 +67,20 @@ class RowMap:
             runs = self.layout(layer).runs
             entries = torch.tensor([run.entry for run in runs])
             counts = torch.tensor([run.count * multiple for run in runs])
-            index = self._indices[key] = torch.repeat_interleave(entries, counts)
+            index = self._indices[key] = torch.repeat_interleave(entries, counts).to(layer.stack.device)
         return index
+
+    def words(self, device: torch.device) -> Tensor:
+        """The words of this mix in the device's memory: one small copy, on the current stream.
+
+        They are made anew for every lane: memory of one lane's stream must not be another's. Their source stays, so
+        a graph may record the copy.
+        """
+        if self._words is None:
+            words = torch.empty(num_words(self.total), dtype=torch.int32, pin_memory=device.type == "cuda")
+            fill(words, self.slots, self.rows)
+            self._words = words
+        return torch.empty_like(self._words, device=device).copy_(self._words, non_blocking=True)
 
     def _build(self, layer: Layer) -> Layout:
         runs: list[Run] = []
@@ -71,3 +95,60 @@ class RowMap:
         first = runs[0]
         block = all(run.entry == first.entry + i and run.count == first.count for i, run in enumerate(runs))
         return Layout(tuple(runs), block)
+
+
+class AnyRows(RowMap):
+    """A batch of `total` rows whose owners are only known on the device: what a graph for any mix is captured with.
+
+    `words` lie in device memory, int32[num_words(total)]; before each replay one copy brings what `fill` has written
+    on the host. Rows that are not in use belong to nobody: nothing is computed for them, and their outputs are
+    whatever was in memory. After a replay, `faults_in(words)` tells which rows asked for what does not exist.
+    """
+
+    any_mix = True
+
+    def __init__(self, total: int, words: Tensor) -> None:
+        super().__init__((), ())
+        assert words.dtype == torch.int32 and words.shape == (num_words(total),), words
+        self.total = total
+        self._words = words
+
+    def words(self, device: torch.device) -> Tensor:
+        assert self._words is not None
+        return self._words
+
+    def layout(self, layer: Layer) -> Layout:
+        facts = f"layer {layer.name!r} has no kernel that reads the owners of rows from device memory"
+        raise MixError("a step must know whose rows it has", facts, "capture a graph for this mix alone")
+
+
+def capacity(num_rows: int) -> int:
+    """Rows that a table has room for: so many that all its parts start at 16 bytes."""
+    return -(-max(1, num_rows) // 16) * 16
+
+
+def num_words(num_rows: int) -> int:
+    """Of a batch with up to `num_rows` rows: how many count; the slot of each, -1 for an idle row; faults of each."""
+    return HEADER + 2 * capacity(num_rows)
+
+
+def fill(words: Tensor, slots: Sequence[int], rows: Sequence[int]) -> None:
+    """Write a mix into words on the host: so many `rows` of each of `slots`, in this order; a slot of -1 is idle."""
+    array = words.numpy()
+    most, total = (array.size - HEADER) // 2, sum(rows)
+    assert total <= most, f"{total} rows in words for {most}"
+    array[:HEADER] = 0
+    array[0] = total
+    array[HEADER:] = -1
+    array[HEADER : HEADER + total] = np.repeat(np.asarray(slots, dtype=np.int32), rows)
+    array[HEADER + most :] = 0
+
+
+def slots_in(words: Tensor) -> Tensor:
+    """The slot of every row."""
+    return words[HEADER : HEADER + (words.numel() - HEADER) // 2]
+
+
+def faults_in(words: Tensor) -> Tensor:
+    """1 for every row that has asked for something outside its tables."""
+    return words[HEADER + (words.numel() - HEADER) // 2 :]

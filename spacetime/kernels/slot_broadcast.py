@@ -15,7 +15,11 @@ def gather(rows: RowMap, layer: Layer, rank: int, row_dim: int, multiple: int = 
     runs = rows.layout(layer).runs
     if len(runs) == 1:
         return layer.entry(runs[0].entry)
-    values = layer.stack.index_select(0, rows.entry_per_row(layer, multiple))
+    return spread(layer.stack.index_select(0, rows.entry_per_row(layer, multiple)), rank, row_dim)
+
+
+def spread(values: Tensor, rank: int, row_dim: int) -> Tensor:
+    """Weights [rows, ...] shaped to broadcast against a tensor of `rank` with rows in `row_dim`."""
     after = rank - row_dim - 1  # dimensions behind the rows
     own = values.ndim - 1
     if own <= after:

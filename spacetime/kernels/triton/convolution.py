@@ -30,6 +30,15 @@ from spacetime.values import Value
 Pair = tuple[int, int]
 
 
+def out_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """H, W of the output."""
+    height, width = (
+        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, padding, dilation in zip(size, kernel, stride, padding, dilation, strict=True)
+    )
+    return height, width
+
+
 @dataclass(frozen=True, slots=True)
 class Shape(Value):
     """One convolution of `rows` rows with `images` images each."""
@@ -53,13 +62,7 @@ class Shape(Value):
 
     @property
     def out_size(self) -> Pair:
-        height, width = (
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, padding, dilation, kernel, stride in zip(
-                self.size, self.padding, self.dilation, self.kernel, self.stride, strict=True
-            )
-        )
-        return height, width
+        return out_size(self.size, self.kernel, self.stride, self.padding, self.dilation)
 
     @property
     def pixels(self) -> int:

@@ -55,6 +55,11 @@ class Launch:
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         source(self.kernel)[self.grid](**self.arguments, **self.constants, **options)
 
+    def warm(self) -> None:
+        """Compile for the current device and run nothing; tensors may be on "meta"."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        source(self.kernel).warmup(grid=self.grid, **self.arguments, **self.constants, **options)
+
     def __str__(self) -> str:
         return f"{self.kernel}{self.grid} {self.constants} warps={self.num_warps} stages={self.num_stages}"
 

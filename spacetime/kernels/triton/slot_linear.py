@@ -33,6 +33,7 @@ from spacetime.kernels.triton.target import Target
 from spacetime.values import Value
 
 NAME = "slot_linear"
+ARRIVALS = 4096  # words for arrivals at least, so that launches one after another can share a workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Operands:
     out: Tensor
     bias: Slotted | None = None
     residual: Tensor | None = None
-    workspace: Tensor | None = None  # int32[workspace_words], zeros; one per launch that may run at the same time
+    workspace: Tensor | None = None  # int32[workspace_words], arrivals zero; not for two launches at a time
 
 
 def describe(operands: Operands, activation: str = "none", precision: str = "ieee") -> Shape:
@@ -146,18 +147,19 @@ def _fitted(config: Config, shape: Shape, target: Target) -> Config:
 
 
 def workspace_words(shape: Shape, config: Config) -> int:
-    """int32 words of `Operands.workspace`: arrivals, then partial sums. Zero it once; every launch leaves it ready."""
+    """int32 words of `Operands.workspace`: arrivals, then partial sums. Every launch leaves the arrivals at zero."""
     if config.split == 1:
         return 0
-    return _arrivals(shape, config) + _tiles(shape, config) * config.split * config.block_m * config.block_n
+    return arrivals_words(shape, config) + _tiles(shape, config) * config.split * config.block_m * config.block_n
 
 
 def _tiles(shape: Shape, config: Config) -> int:
     return shape.rows * cdiv(shape.m, config.block_m) * cdiv(shape.n, config.block_n)
 
 
-def _arrivals(shape: Shape, config: Config) -> int:
-    return cdiv(_tiles(shape, config), 4) * 4  # partial sums start at 16 bytes
+def arrivals_words(shape: Shape, config: Config) -> int:
+    """The first words of the workspace, which must be zeros; partial sums follow, at 16 bytes."""
+    return max(ARRIVALS, cdiv(_tiles(shape, config), 4) * 4)
 
 
 def launch(shape: Shape, config: Config, operands: Operands, target: Target) -> Launch:
@@ -168,8 +170,8 @@ def launch(shape: Shape, config: Config, operands: Operands, target: Target) -> 
         if workspace is None or workspace.dtype != torch.int32 or workspace.numel() < needed:
             facts = f"split {config.split} needs int32[{needed}], got {None if workspace is None else workspace.shape}"
             raise InputError(f"{NAME} of {shape}", facts, "allocate workspace_words(shape, config) zeros beforehand")
-        arrivals = workspace[: _arrivals(shape, config)]
-        partials = workspace[_arrivals(shape, config) :].view(torch.float32)
+        num_arrivals = arrivals_words(shape, config)
+        arrivals, partials = workspace[:num_arrivals], workspace[num_arrivals:].view(torch.float32)
     tiles = cdiv(shape.m, config.block_m) * cdiv(shape.n, config.block_n)
     return Launch(
         NAME,

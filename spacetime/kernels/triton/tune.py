@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,11 +45,27 @@ class WrongResult(Exception):
     """A candidate computed something else than the reference."""
 
 
-def trials(kernel: Any, shape: Any, target: Target, timer: Timer, limit: int | None = None) -> list[Trial]:
-    """Every candidate and the default, the fastest first; those that failed come last."""
-    configs = dict.fromkeys([kernel.default(shape, target), *islice(kernel.candidates(shape, target), limit)])
-    found = []
-    for config in configs:
+def configs_of(kernel: Any, shape: Any, target: Target, limit: int | None = None) -> list[Any]:
+    """The default, then every candidate, or `limit` of them from first to last."""
+    every = list(kernel.candidates(shape, target))
+    step = 1 if not limit else max(1, -(-len(every) // limit))
+    some = every[::step] if limit is None or limit else []
+    return list(dict.fromkeys([kernel.default(shape, target), *some]))
+
+
+def trials(
+    kernel: Any,
+    shape: Any,
+    target: Target,
+    timer: Timer,
+    limit: int | None = None,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> list[Trial]:
+    """Candidates and the default, the fastest first; those that failed come last."""
+    found: list[Trial] = []
+    for config in configs_of(kernel, shape, target, limit):
+        if found and not goes_on():
+            break
         try:
             found.append(Trial(config, timer(kernel, shape, config)))
         except Exception as error:
@@ -65,11 +80,18 @@ def tune(
     path: Path,
     limit: int | None = None,
     report: Callable[[str], None] = print,
+    goes_on: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Measures (kernel name, shape) pairs and adds the winners to the table, which is saved after each."""
+    """Measures (kernel name, shape) pairs and adds the winners to the table, which is saved after each.
+
+    `goes_on` is asked before every candidate; a shape that was cut short keeps the fastest of what was tried.
+    """
     versions = {"torch": torch.__version__, "triton": _triton_version()}
     for name, shape in shapes:
-        found = trials(KERNELS[name], shape, target, timer, limit)
+        if not goes_on():
+            report(f"{name} {shape}: no time left")
+            continue
+        found = trials(KERNELS[name], shape, target, timer, limit, goes_on)
         failed = [trial for trial in found if trial.time_us is None]
         report(f"{name} {shape}: {len(found) - len(failed)} measured, {len(failed)} failed")
         for trial in failed:
@@ -92,15 +114,23 @@ def prepared(kernel: Any, shape: Any, config: Any, device: str, seed: int = 0) -
 
 def verify(kernel: Any, shape: Any, config: Any, operands: Any, target: Target) -> None:
     """Raises WrongResult where a launch deviates from the reference."""
+    deviation(kernel, shape, config, operands, target)
+
+
+def deviation(kernel: Any, shape: Any, config: Any, operands: Any, target: Target) -> float:
+    """The largest of all layers, relative to the largest value; WrongResult where it is not allowed."""
     expected = kernel.reference(shape, operands)
     kernel.launch(shape, config, operands, target).run()
     wanted_of = expected if isinstance(expected, tuple) else (expected,)
     first = getattr(shape, "layers", [shape])[0]
     tolerance = TOLERANCE["tf32" if getattr(first, "precision", "ieee") == "tf32" else first.dtype]
+    worst = 0.0
     for of_layer, wanted in zip(getattr(operands, "layers", [operands]), wanted_of, strict=True):
-        deviation = float((of_layer.out.double() - wanted).abs().max() / wanted.abs().max())
-        if not deviation <= tolerance:  # a NaN is not
-            raise WrongResult(f"deviates by {deviation:.2e}, {tolerance:.0e} is allowed")
+        found = float((of_layer.out.double() - wanted).abs().max() / wanted.abs().max())
+        if not found <= tolerance:  # a NaN is not
+            raise WrongResult(f"deviates by {found:.2e}, {tolerance:.0e} is allowed")
+        worst = max(worst, found)
+    return worst
 
 
 class GraphTimer:

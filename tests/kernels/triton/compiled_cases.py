@@ -9,6 +9,7 @@ import torch
 
 from spacetime.kernels.triton import (
     grouped_linear,
+    row_entries,
     slot_conv2d,
     slot_depthwise,
     slot_embedding,
@@ -70,6 +71,7 @@ CORE = {
         grouped_linear.Shape((Linear(4, 32, 512, 512, "bf16", **FULL), Linear(2, 64, 256, 1024, "bf16")), 64),
         on_tensor_cores=True,
     ),
+    "entries of rows": Case(row_entries, row_entries.Shape(128, 62, 64), is_wide=False),
 }
 # With the rest, `pytest -m slow`: other types, depths, strides and sizes.
 MORE = {

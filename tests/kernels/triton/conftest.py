@@ -14,10 +14,14 @@ FOLDER = Path(__file__).parent / "interpreted"
 
 
 @pytest.fixture(scope="session")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def interpreted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """The process, and where it writes its results."""
     results = tmp_path_factory.mktemp("interpreted") / "results.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={results}", str(FOLDER)]
+    marks = request.config.getoption("markexpr")
+    command += ["-m", marks] if marks else []
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     with subprocess.Popen(
         command, env=environment, cwd=FOLDER.parents[3], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

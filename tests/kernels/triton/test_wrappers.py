@@ -25,7 +25,14 @@ from spacetime.kernels.triton import (
     slot_linear,
     tune,
 )
-from spacetime.kernels.triton.choose import KERNELS, config_for, convolution_for, linear_for
+from spacetime.kernels.triton.choose import (
+    KERNELS,
+    config_for,
+    convolution_for,
+    convolution_plan,
+    linear_for,
+    linear_plan,
+)
 from spacetime.kernels.triton.launch import Slotted
 from spacetime.kernels.triton.slot_linear import Operands, Shape
 from spacetime.kernels.triton.table import SHIPPED, Measured, load, save
@@ -145,6 +152,49 @@ def test_the_faster_of_two_measured_kernels_serves() -> None:
     assert linear_for(LINEAR, HOPPER, {slow.key: slow}) is slot_linear
 
 
+def test_a_plan_takes_the_precision_that_is_measured_to_be_the_fastest() -> None:
+    exact = Shape(120, 256, 128, 1152, "fp32")
+    rounded = replace(exact, precision="tf32x3")
+    config = replace(slot_linear.default(rounded, HOPPER), num_warps=8)
+    slow, fast = (
+        measured(slot_linear, exact, slot_linear.default(exact, HOPPER), 9.0),
+        measured(slot_linear, rounded, config, 5.0),
+    )
+    assert linear_plan(exact, HOPPER, {slow.key: slow}).shape == exact
+    assert linear_plan(exact, HOPPER, {fast.key: fast}).shape == exact, "nothing to compare it with"
+    plan = linear_plan(exact, HOPPER, {each.key: each for each in (slow, fast)})
+    assert (plan.shape, plan.config) == (rounded, config)
+
+
+def test_a_plan_does_not_change_with_every_number_of_rows() -> None:
+    """Each config is a compilation."""
+    shapes = [replace(LINEAR, rows=rows, k=4096) for rows in range(1, 129)]
+    assert len({linear_plan(shape, HOPPER, {}).config for shape in shapes}) <= 8
+    assert all(linear_plan(shape, HOPPER, {}).shape == shape for shape in shapes)
+    own = measured(slot_gemv, shapes[4], replace(slot_gemv.default(shapes[4], HOPPER), num_warps=1), 1.0)
+    of_bucket = measured(slot_gemv, shapes[7], replace(slot_gemv.default(shapes[7], HOPPER), num_warps=2), 1.0)
+    both = {each.key: each for each in (own, of_bucket)}
+    assert config_for(slot_gemv, shapes[4], HOPPER, both).num_warps == 1
+    assert convolution_plan(replace(CONVOLUTION, rows=5), HOPPER, {}).shape.rows == 5
+
+
+def test_a_plan_launches_with_a_workspace_where_its_config_needs_one() -> None:
+    shape = Shape(2, 1, 64, 4096, "bf16")
+    split = measured(slot_linear, shape, replace(slot_linear.default(shape, HOPPER), split=4), 1.0)
+    other = measured(slot_gemv, shape, slot_gemv.default(shape, HOPPER), 2.0)
+    plan = linear_plan(shape, HOPPER, {each.key: each for each in (split, other)})
+    asked: list[tuple[int, int]] = []
+
+    def workspace(words: int, arrivals: int) -> torch.Tensor:
+        asked.append((words, arrivals))
+        return torch.zeros(words, dtype=torch.int32)
+
+    launch = plan.launch(slot_linear.sample(shape, "cpu", slots=2), HOPPER, workspace)
+    assert plan.config.split == 4 and asked == [(slot_linear.workspace_words(shape, plan.config), slot_linear.ARRIVALS)]
+    assert launch.arguments["arrivals"].numel() == slot_linear.ARRIVALS
+    assert launch.arguments["partials"].data_ptr() % 16 == 0
+
+
 def test_the_shipped_table_can_be_read_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
     assert SHIPPED.exists()
     load(SHIPPED)
@@ -172,6 +222,22 @@ def test_tuning_keeps_the_fastest_reports_failures_and_adds_to_the_table(tmp_pat
     assert any("RuntimeError: out of resources" in line for line in said)
     tried = tune.trials(slot_gemv, LINEAR, HOPPER, timer, limit=0)
     assert [trial.config for trial in tried] == [default], "the default is always among them"
+
+
+def test_tuning_that_is_cut_short_keeps_what_it_has(tmp_path: Path) -> None:
+    said: list[str] = []
+    left = iter([True, True, True, False, False])
+    shapes = [("slot_gemv", LINEAR), ("slot_gemv", replace(LINEAR, rows=9))]
+    path = tmp_path / "configs.json"
+    tune.tune(shapes, HOPPER, lambda *_: 1.0, path, report=said.append, goes_on=lambda: next(left))
+    assert len(load(path)) == 1 and "3 measured" in said[0] and "no time left" in said[-1]
+
+
+def test_a_limit_takes_candidates_from_first_to_last() -> None:
+    every = tune.configs_of(slot_gemv, LINEAR, HOPPER)
+    some = tune.configs_of(slot_gemv, LINEAR, HOPPER, 5)
+    assert some[0] == every[0] == slot_gemv.default(LINEAR, HOPPER) and 3 <= len(some) <= 6 < len(every)
+    assert set(some) <= set(every) and every.index(some[-1]) > len(every) // 2
 
 
 def test_nothing_is_written_when_every_candidate_fails(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from spacetime.kernels.triton import (
     grouped_linear,
+    row_entries,
     slot_conv2d,
     slot_depthwise,
     slot_embedding,
@@ -18,7 +19,8 @@ from spacetime.kernels.triton import (
 from spacetime.kernels.triton.convolution import Shape as Convolution
 from spacetime.kernels.triton.launch import live_rows
 from spacetime.kernels.triton.slot_linear import Shape as Linear
-from tests.kernels.triton.interpreted.harness import HOPPER, ROWS, SLOTS, arrange, compare, verify
+from spacetime.kernels.triton.target import Target
+from tests.kernels.triton.interpreted.harness import ON_CPU, ROWS, SLOTS, arrange, compare, verify
 
 Case = tuple[Any, ...]  # (kernel, shape, config, mix)
 MIX = (4, 0, 2)
@@ -94,9 +96,9 @@ LAYERNORM = [
 ]
 
 
-def run(case: Case) -> None:
+def run(case: Case, on: tuple[str, Target] = ON_CPU) -> None:
     kernel, shape, config, mix = case
-    operands = verify(kernel, shape, config, mix=mix, again=kernel is slot_linear)
+    operands = verify(kernel, shape, config, mix=mix, again=kernel is slot_linear, on=on)
     if getattr(operands, "workspace", None) is not None:
         tiles = operands.workspace[: shape.rows * -(-shape.m // 16) * -(-shape.n // 32)]
         assert not tiles.any(), "the next replay would find arrivals"
@@ -106,19 +108,21 @@ def run(case: Case) -> None:
             torch.testing.assert_close(operands.total[row].double(), total, rtol=8e-3, atol=1e-2)
 
 
-def run_embedding(dtype: str = "fp32") -> None:
+def run_embedding(dtype: str = "fp32", on: tuple[str, Target] = ON_CPU) -> None:
     """Two indices are outside: they give NaN and a mark, and no other row notices."""
     shape = slot_embedding.Shape(ROWS, 6, 11, 40, dtype)
-    operands = arrange(slot_embedding.sample(shape, "cpu", slots=SLOTS), WITH_IDLE)
+    operands = arrange(slot_embedding.sample(shape, on[0], slots=SLOTS), WITH_IDLE)
     operands.indices[0, 4], operands.indices[2, 1] = -1, 11
     operands.indices[1, 0], operands.indices[3, 5] = 10**9, -7  # nobody's rows
     expected = slot_embedding.reference(shape, operands)
-    slot_embedding.launch(shape, slot_embedding.Config(4, 16, 4), operands, HOPPER).run()
+    slot_embedding.launch(shape, slot_embedding.Config(4, 16, 4), operands, on[1]).run()
     compare(operands.out, expected, dtype)
     assert operands.faults.tolist() == [1, 0, 1, 0]
 
 
-def run_grouped(dtype: str = "fp32", num_units: int = 3, swapped: bool = False) -> None:
+def run_grouped(
+    dtype: str = "fp32", num_units: int = 3, swapped: bool = False, on: tuple[str, Target] = ON_CPU
+) -> None:
     """Four layers of different shapes, each with a mix of tenants of its own."""
     mixes = ((4, 0, 2), (2, -1, 3), (0, 1, 1, 3), (3,))
     layers = (
@@ -129,12 +133,26 @@ def run_grouped(dtype: str = "fp32", num_units: int = 3, swapped: bool = False) 
     )
     shape = grouped_linear.Shape(layers, num_units)
     config = grouped_linear.Config(16, 32, 32, swapped, 4, 2)
-    sampled = grouped_linear.sample(shape, "cpu", slots=SLOTS).layers
+    sampled = grouped_linear.sample(shape, on[0], slots=SLOTS).layers
     arranged = tuple(arrange(operands, mix) for operands, mix in zip(sampled, mixes, strict=True))
     operands = grouped_linear.prepare(shape, config, grouped_linear.Operands(arranged))
     expected = grouped_linear.reference(shape, operands)
-    launch = grouped_linear.launch(shape, config, operands, HOPPER)
+    launch = grouped_linear.launch(shape, config, operands, on[1])
     assert launch.grid == (num_units,)
     launch.run()
     for layer, wanted in zip(operands.layers, expected, strict=True):
         compare(layer.out, wanted, dtype)
+
+
+def run_entries(on: tuple[str, Target] = ON_CPU) -> None:
+    """More layers and rows than a tile has; idle rows, slots that do not exist, garbage beyond num_active."""
+    shape = row_entries.Shape(48, 11, 7)
+    operands = row_entries.sample(shape, on[0], slots=SLOTS)
+    operands.slots[3], operands.slots[5], operands.num_active[0] = 7, -9, 41
+    operands.slots[41:] = torch.tensor([0, 1, 2, 3, 4, 5, 6])
+    expected = row_entries.reference(shape, operands)
+    for config in (row_entries.default(shape, on[1]), row_entries.Config(4, 16, 4)):
+        operands.out.fill_(10**6)
+        row_entries.launch(row_entries.describe(operands), config, operands, on[1]).run()
+        assert torch.equal(operands.out, expected)
+    assert (expected[:, 41:] == -1).all() and (expected[:, 3] == -1).all() and (expected[:, 5] == -1).all()

@@ -16,6 +16,7 @@ from spacetime.kernels.triton.launch import Slotted
 from spacetime.kernels.triton.target import Target
 
 HOPPER = Target("H200", "cuda", "90", 132, 232448)
+ON_CPU = ("cpu", HOPPER)  # in the interpreter; bench/device runs the same cases on a GPU
 ROWS, SLOTS = 4, 5
 MIXES = ((3,), (1, 4), (4, 0, 2), (2, -1, 3), (0, 1, 1, 3), (-1, -1))  # by row, whose weights it uses
 TOLERANCE = {"fp32": 2e-6, "bf16": 8e-3, "fp16": 2e-3}
@@ -30,9 +31,9 @@ def arrange(operands: Any, mix: Sequence[int]) -> Any:
         if isinstance(value, Slotted):
             changed[field.name] = _slotted(value, mix, order)
         elif field.name == "entries":
-            changed[field.name] = _table(mix, 0)
+            changed[field.name] = _table(mix, 0, value.device)
         elif field.name == "num_active":
-            changed[field.name] = torch.tensor([len(mix)], dtype=torch.int32)
+            changed[field.name] = torch.tensor([len(mix)], dtype=torch.int32, device=value.device)
         elif field.name in ("x", "residual"):
             changed[field.name] = _rows(value)
         elif field.name in ("out", "total") and value is not None:
@@ -40,17 +41,17 @@ def arrange(operands: Any, mix: Sequence[int]) -> Any:
     return replace(operands, **changed)
 
 
-def _table(mix: Sequence[int], turn: int) -> Tensor:
+def _table(mix: Sequence[int], turn: int, device: torch.device) -> Tensor:
     """Sharing differs from operand to operand, so the tables do; garbage follows behind the last active row."""
     entries = [-1 if entry < 0 and turn == 0 else (entry + turn) % SLOTS for entry in mix]
-    return torch.tensor(entries + [1] * (ROWS - len(mix)), dtype=torch.int32)
+    return torch.tensor(entries + [1] * (ROWS - len(mix)), dtype=torch.int32, device=device)
 
 
 def _slotted(operand: Slotted, mix: Sequence[int], order: int) -> Slotted:
     turn = 0 if order == 1 else order  # the weight comes second and tells which rows are idle
-    entries = _table(mix, turn)
     stack = operand.stack
-    around = torch.zeros(stack.shape[0] + 1, *stack.shape[1:], dtype=stack.dtype)  # a wild read finds plain zeros
+    entries = _table(mix, turn, stack.device)
+    around = stack.new_zeros(stack.shape[0] + 1, *stack.shape[1:])  # a wild read finds plain zeros
     around[1:] = stack
     for entry in set(range(SLOTS)) - set(entries.tolist()):
         around[1 + entry] = float("nan")
@@ -62,7 +63,7 @@ def _rows(tensor: Tensor | None) -> Tensor | None:
     if tensor is None:
         return None
     size = tensor[0].numel()
-    spread = torch.full((ROWS, size + GAP), float("nan"), dtype=tensor.dtype)
+    spread = tensor.new_full((ROWS, size + GAP), float("nan"))
     spread[:, :size] = tensor.reshape(ROWS, size)
     return spread.as_strided(tensor.shape, (size + GAP, *tensor.stride()[1:]))
 
@@ -79,12 +80,21 @@ def compare(out: Tensor, expected: Tensor, dtype: str) -> None:
         assert deviation < TOLERANCE[dtype], f"deviates by {deviation:.1e}"
 
 
-def verify(kernel: Any, shape: Any, config: Any = None, *, mix: Sequence[int] = (4, 0, 2), again: bool = False) -> Any:
+def verify(
+    kernel: Any,
+    shape: Any,
+    config: Any = None,
+    *,
+    mix: Sequence[int] = (4, 0, 2),
+    again: bool = False,
+    on: tuple[str, Target] = ON_CPU,
+) -> Any:
     """Launches a kernel on a mix of tenants; `again`: twice, as a replayed graph does."""
-    config = kernel.default(shape, HOPPER) if config is None else config
+    device, target = on
+    config = kernel.default(shape, target) if config is None else config
     words = kernel.workspace_words(shape, config)
-    operands = arrange(kernel.sample(shape, "cpu", slots=SLOTS, words=words), mix)
-    launch = kernel.launch(shape, config, operands, HOPPER)
+    operands = arrange(kernel.sample(shape, device, slots=SLOTS, words=words), mix)
+    launch = kernel.launch(shape, config, operands, target)
     for _ in range(2 if again else 1):
         launch.run()
     blank = replace(operands, out=torch.full_like(operands.out, torch.nan))

@@ -54,6 +54,10 @@ def test_grouped_linear_on_any_number_of_units(dtype: str, num_units: int, swapp
     cases.run_grouped(dtype, num_units, swapped)
 
 
+def test_row_entries() -> None:
+    cases.run_entries()
+
+
 @pytest.mark.parametrize("mix", MIXES, ids=str)
 def test_any_mix_of_tenants(mix: Sequence[int]) -> None:
     shape = Shape(ROWS, 2, 40, 48, "fp32", bias=True, residual=True)

@@ -27,7 +27,7 @@ def run(known: list[cases.Case], number: int) -> Callable[[], None]:
 LINEAR, GEMV, LAYERNORM = run(cases.LINEAR, 1), run(cases.GEMV, 1), run(cases.LAYERNORM, 0)
 IMAGE, FOLDED, GROUPS = (run(cases.CONVOLUTION, number) for number in (0, 1, 3))
 DEPTHWISE, MULTIPLIED = (run(cases.DEPTHWISE, number) for number in (0, 1))
-EMBEDDING, GROUPED = cases.run_embedding, cases.run_grouped
+EMBEDDING, GROUPED, ENTRIES = cases.run_embedding, cases.run_grouped, cases.run_entries
 TABLE = "entry.to(tl.int64) * w_slot"
 COLUMNS = "tl.where(column[None, :], v -"
 BORDER = "inside = (top + down >= 0) & (top + down < H) & (left + right >= 0) & (left + right < W)"
@@ -82,6 +82,14 @@ PLANTED: dict[str, tuple[str, str, str, str, Callable[[], None]]] = {
     "normalised before the residual": ("slot_layernorm", "", "if res is not None:", "if False:", LAYERNORM),
     "an index outside is clamped": ("slot_embedding", "", "(index >= 0) &", "(index >= -1) &", EMBEDDING),
     "no mark": ("slot_embedding", "", "mask=wrong > 0", "mask=wrong > 1", EMBEDDING),
+    "a slot that does not exist": ("row_entries", "", "& (slot < SLOTS)", "", ENTRIES),
+    "tables for one layer only": (
+        "row_entries",
+        "",
+        "layer.to(tl.int64)[:, None] * SLOTS",
+        "0 * layer[:, None]",
+        ENTRIES,
+    ),
     "all units do the same": ("grouped_linear", "", "tl.program_id(0), num_tiles,", "0, num_tiles - 1,", GROUPED),
     "a tile is left out": ("grouped_linear", "", "tl.num_programs(0)):", "tl.num_programs(0) + 1):", GROUPED),
     "idle rows in a group": ("grouped_linear", "", "[None, :] & live", "[None, :] & (live | True)", GROUPED),
