@@ -7,10 +7,12 @@ DEVICE_PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-torch-$(TORCH)
+# Two processes, a file at a time: fixtures of a file are made once, and tests that need two cores still have them.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench device format clean
+.PHONY: help demo test test-all check bench bench-smoke report profiles device format clean
 
 help: ## this list
 	@echo "spacetime: make TARGET [PYTHON=$(PYTHON)] [TORCH=$(TORCH)]"
@@ -20,10 +22,10 @@ demo: $(READY) ## mixed traffic over 16 tenants under three policies, on whateve
 	@$(BIN)/spacetime demo
 
 test: $(READY) ## the test suite, without what is marked slow
-	@$(BIN)/python -m pytest -q -m 'not slow'
+	@$(PYTEST) -m 'not slow'
 
 test-all: $(READY) ## the slow tests too: every configuration of every kernel compiled for four chips
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 check: $(READY) ## lint, formatting, types, architecture
 	@$(BIN)/ruff check --quiet
@@ -31,8 +33,14 @@ check: $(READY) ## lint, formatting, types, architecture
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_architecture.py
 
-bench: $(READY) ## measure, and append to bench/results/
+bench: $(READY) ## measure everything (about an hour), and append to bench/results/
 	@$(BIN)/python -m bench
+
+bench-smoke: $(READY) ## run every group of benchmarks as briefly as can be: they must run, nobody judges the figures
+	@$(BIN)/python -m bench suite --smoke --device cpu
+
+report: $(READY) ## bench/results/ as docs/results.md, and as one HTML page with pictures under build/report
+	@$(BIN)/python -m bench.report
 
 device: ## prove everything on this machine's NVIDIA GPU, with DEVICE_PYTHON's own packages: 9 minutes at most
 	@PYTHONPATH=. $(DEVICE_PYTHON) -m bench.device

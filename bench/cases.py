@@ -16,6 +16,9 @@ class Scale:
     """How much to measure."""
 
     models: tuple[str, ...]
+    quick: bool = False  # for cases that have sizes of their own: the short ones
+    smoke: bool = False  # quick, and only as much as shows that everything runs
+    device: str = "cpu"  # "cpu" | "cuda:N": for cases that run on either
     tenant_counts: tuple[int, ...] = (2, 8, 16)
     num_subsets: int = 8  # numerics: per model and tenant count
     num_tenants: int = 8  # add, throughput
@@ -24,19 +27,34 @@ class Scale:
     num_calls: int = 1000  # lone, decision
     num_blocks: int = 9  # throughput: of each side, after the warm-up
     rounds_per_block: int = 4  # throughput: the first of a block is not counted
-    warm_up_rounds: int = 60  # throughput: until the cost model has settled ...
+    warm_up_rounds: int = 2000  # throughput: until the cost model has settled ...
     warm_up_s: float = 5.0  # ... or for so long
 
 
 FULL = Scale(zoo.STANDARD, memory_models=zoo.STANDARD)
 QUICK = Scale(
     models=("mlp", "resnet18", "bert"),
+    quick=True,
     num_subsets=2,
     num_repeats=1,
     memory_models=("bert",),
     num_calls=500,
     num_blocks=5,
     warm_up_s=2.0,
+)
+SMOKE = Scale(
+    models=("mlp",),
+    quick=True,
+    smoke=True,
+    tenant_counts=(2,),
+    num_subsets=1,
+    num_tenants=2,
+    num_repeats=1,
+    num_calls=20,
+    num_blocks=2,
+    rounds_per_block=2,
+    warm_up_rounds=5,
+    warm_up_s=0.5,
 )
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
 from typing import Literal
 
 from bench.provenance import REPOSITORY, Provenance
-from spacetime.values import Value
+from spacetime.values import Value, decode
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement(Value):
-    """One figure: the median and the quartiles of `n` samples. n = 0: unavailable, `note` says why."""
+    """One figure: the median and the quartiles of `n` samples. n = 0: unavailable, `note` says why.
+
+    `subject` is for people; `axes` says the same to readers that draw or tabulate: {"shape": "256x128x1152",
+    "tenants": 16, "dtype": "float32", "side": "streams"}.
+    """
 
     case: str
     subject: str
@@ -28,6 +33,7 @@ class Measurement(Value):
     cache: Literal["warm", "cold"]
     goal: str = ""
     note: str = ""
+    axes: dict[str, str | int | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +55,26 @@ class Figure:
     goal: str = ""
     cache: Literal["warm", "cold"] = "warm"
 
-    def of(self, subject: str, samples: Sequence[float], note: str = "") -> Measurement:
+    def of(
+        self,
+        subject: str,
+        samples: Sequence[float],
+        note: str = "",
+        axes: Mapping[str, str | int | float] | None = None,
+    ) -> Measurement:
         p25, median, p75 = quartiles(samples)
-        return self._measurement(subject, len(samples), (p25, median, p75), note)
+        return self._measurement(subject, len(samples), (p25, median, p75), note, axes)
 
-    def unavailable(self, subject: str, why: str) -> Measurement:
-        return self._measurement(subject, 0, (None, None, None), f"unavailable: {why}")
+    def unavailable(self, subject: str, why: str, axes: Mapping[str, str | int | float] | None = None) -> Measurement:
+        return self._measurement(subject, 0, (None, None, None), f"unavailable: {why}", axes)
 
     def _measurement(
-        self, subject: str, n: int, quarters: tuple[float | None, float | None, float | None], note: str
+        self,
+        subject: str,
+        n: int,
+        quarters: tuple[float | None, float | None, float | None],
+        note: str,
+        axes: Mapping[str, str | int | float] | None,
     ) -> Measurement:
         p25, median, p75 = quarters
         return Measurement(
@@ -73,6 +90,7 @@ class Figure:
             cache=self.cache,
             goal=self.goal,
             note=note,
+            axes=dict(axes or {}),
         )
 
 
@@ -84,8 +102,8 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
     return p25, median, p75
 
 
-def default_path(provenance: Provenance) -> Path:
-    return REPOSITORY / "bench" / "results" / provenance.device / "core.jsonl"
+def default_path(provenance: Provenance, group: str = "core") -> Path:
+    return REPOSITORY / "bench" / "results" / provenance.device / f"{group}.jsonl"
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
@@ -96,4 +114,13 @@ def append(path: Path, rows: Sequence[Row]) -> None:
 
 
 def load(path: Path) -> list[Row]:
-    return [Row.from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [_row(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _row(line: str) -> Row:
+    """Lines from before there were axes, and other devices than CPUs, have none."""
+    data = json.loads(line)
+    data["measurement"].setdefault("axes", {})
+    data["provenance"].setdefault("gpu", "none")
+    data["provenance"].setdefault("versions", {})
+    return decode(Row, data)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
+import torch
+
 Action = Callable[[], object]
 
 
@@ -13,6 +15,26 @@ def duration_us(action: Action) -> float:
     start_ns = time.perf_counter_ns()
     action()
     return (time.perf_counter_ns() - start_ns) / 1e3
+
+
+def device_duration_us(action: Action) -> float:
+    """Between two events on the current stream: what the GPU took, and how long it waited for the host meanwhile."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    action()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e3
+
+
+def clock_of(device: str) -> Callable[[Action], float]:
+    """How an action is timed on a device."""
+    return duration_us if device == "cpu" else device_duration_us
+
+
+def repeats_for(action_us: float, block_us: float, most: int = 1000) -> int:
+    """How often an action fits into a block; at least once."""
+    return max(1, min(most, round(block_us / max(action_us, 1e-3))))
 
 
 def block_median_us(action: Action, rounds: int) -> float:

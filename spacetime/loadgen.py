@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from spacetime.errors import OptionError
 from spacetime.values import Value
 from spacetime.workload import Arrival, Workload
 
 Submit = Callable[[int, Arrival], "Future[Any]"]  # send the request with this index in the workload
+Ended = Callable[[int, int, "str | None"], None]  # index, latency_us, what the error said; from any thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +50,23 @@ def monotonic_us() -> int:
     return time.monotonic_ns() // 1000
 
 
-def closed_loop(workload: Workload, submit: Submit, now_us: Callable[[], int] = monotonic_us) -> Load:
-    """Each tenant has one request outstanding: the next leaves when the last one ends. Arrival times are ignored."""
-    book = _Book(workload, now_us)
+def closed_loop(
+    workload: Workload, submit: Submit, now_us: Callable[[], int] = monotonic_us, *, ended: Ended | None = None
+) -> Load:
+    """Each tenant has `workload.outstanding` requests on their way, one if that is None: the next leaves when one ends.
+
+    Arrival times are ignored.
+    """
+    outstanding = 1 if workload.outstanding is None else workload.outstanding
+    if outstanding < 1:
+        raise OptionError(f"a closed loop of {outstanding} requests at a time was asked for", "nothing would be sent")
+    book = _Book(workload, now_us, ended)
     queues: defaultdict[str, deque[int]] = defaultdict(deque)
     for index, arrival in enumerate(workload.arrivals):
         queues[arrival.tenant].append(index)
 
     def send_next(queue: deque[int]) -> None:
-        while queue:
-            index = queue.popleft()
+        while (index := _next(queue)) is not None:
             sent_us = now_us()
             future = _send(submit, index, workload.arrivals[index])
             if not future.done():  # what ends at once must not recurse into the callback
@@ -69,8 +78,9 @@ def closed_loop(workload: Workload, submit: Submit, now_us: Callable[[], int] = 
         book.enter(index, sent_us, future)
         send_next(queue)
 
-    for queue in queues.values():
-        send_next(queue)
+    for _ in range(outstanding):
+        for queue in queues.values():
+            send_next(queue)
     return book.close()
 
 
@@ -79,22 +89,35 @@ def open_loop(
     submit: Submit,
     now_us: Callable[[], int] = monotonic_us,
     sleep_s: Callable[[float], None] = time.sleep,
+    *,
+    ended: Ended | None = None,
+    patience_s: float | None = None,
 ) -> Load:
-    """Requests leave when they are due, whatever has ended. Latency counts from then: a late sender hides nothing."""
-    book = _Book(workload, now_us)
+    """Requests leave when they are due, whatever has ended. Latency counts from then: a late sender hides nothing.
+
+    `patience_s` after the last one was sent, those that have not started yet are cancelled: an overload ends.
+    """
+    book, sent = _Book(workload, now_us, ended), []
     for index, arrival in enumerate(workload.arrivals):
         due_us = book.start_us + arrival.at_us
         while (wait_us := due_us - now_us()) > 0:
             sleep_s(wait_us * 1e-6)
-        _send(submit, index, arrival).add_done_callback(partial(book.enter, index, due_us))
+        future = _send(submit, index, arrival)
+        future.add_done_callback(partial(book.enter, index, due_us))
+        if patience_s is not None:
+            sent.append(future)
+    if patience_s is not None and not book.wait(patience_s):
+        for future in sent:
+            future.cancel()
     return book.close()
 
 
 class _Book:
     """Enters how requests end, from any thread."""
 
-    def __init__(self, workload: Workload, now_us: Callable[[], int]) -> None:
+    def __init__(self, workload: Workload, now_us: Callable[[], int], ended: Ended | None) -> None:
         self.start_us = now_us()
+        self._ended = ended
         self._arrivals = workload.arrivals
         self._now_us = now_us
         self._end_us = self.start_us
@@ -109,6 +132,8 @@ class _Book:
     def enter(self, index: int, sent_us: int, future: Future[Any]) -> None:
         end_us = self._now_us()
         error: BaseException | str | None = "cancelled" if future.cancelled() else future.exception()
+        if self._ended is not None:
+            self._ended(index, end_us - sent_us, None if error is None else str(error))
         with self._lock:
             self._end_us = max(self._end_us, end_us)
             if error is None:
@@ -119,11 +144,23 @@ class _Book:
             if len(self._latencies_us) + len(self._errors) == len(self._arrivals):
                 self._complete.set()
 
+    def wait(self, timeout_s: float) -> bool:
+        """For the last request; False if that takes longer."""
+        return self._complete.wait(timeout_s)
+
     def close(self) -> Load:
         """Wait for the last request."""
         self._complete.wait()
         duration_us = self._end_us - self.start_us
         return Load(duration_us, self._num_rows, tuple(self._latencies_us), tuple(self._errors))
+
+
+def _next(queue: deque[int]) -> int | None:
+    """Several requests of a tenant may end at the same moment, on threads of their own."""
+    try:
+        return queue.popleft()
+    except IndexError:
+        return None
 
 
 def _send(submit: Submit, index: int, arrival: Arrival) -> Future[Any]:

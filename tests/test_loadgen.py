@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from spacetime import Runtime
 from spacetime.backends.null import NullBackend
+from spacetime.errors import OptionError
 from spacetime.loadgen import Load, closed_loop, open_loop
 from spacetime.workload import Arrival, Workload
 from spacetime.workload import closed_loop as closed_loop_workload
@@ -66,6 +68,69 @@ def test_a_closed_loop_keeps_one_request_per_tenant_outstanding() -> None:
     assert len(load.latencies_us) == 150
     assert load.num_rows == workload.num_rows
     assert load.errors == ()
+
+
+@pytest.mark.parametrize("outstanding", [1, 3, 8])
+def test_a_closed_loop_keeps_as_many_on_their_way_as_the_workload_says(outstanding: int) -> None:
+    workload = replace(closed_loop_workload(TENANTS, num_requests=20), outstanding=outstanding)
+    waiting: deque[tuple[str, Future[Any]]] = deque()
+    sent: Counter[str] = Counter()
+    full = threading.Event()
+
+    def submit(index: int, arrival: Arrival) -> Future[Any]:
+        future: Future[Any] = Future()
+        waiting.append((arrival.tenant, future))
+        sent[arrival.tenant] += 1
+        if len(waiting) == outstanding * len(TENANTS):
+            full.set()
+        return future
+
+    with ThreadPoolExecutor(1) as pool:
+        playing = pool.submit(closed_loop, workload, submit)
+        assert full.wait(timeout=30)
+        assert set(sent.values()) == {outstanding}  # and nothing more until one of them ends
+        while waiting:
+            tenant, future = waiting.popleft()
+            before = sent[tenant]
+            future.set_result(None)
+            assert sent[tenant] == min(before + 1, 20)
+        assert len(playing.result(timeout=30).latencies_us) == 60
+
+
+def test_a_closed_loop_of_nothing_at_a_time_is_refused() -> None:
+    with pytest.raises(OptionError, match="0 requests at a time"):
+        closed_loop(Workload((Arrival(0, "a"),), outstanding=0), lambda index, arrival: ended())
+
+
+@pytest.mark.parametrize("play", [closed_loop, open_loop])
+def test_how_each_request_ends_is_told(play: Callable[..., Load]) -> None:
+    def submit(index: int, arrival: Arrival) -> Future[Any]:
+        if index == 1:
+            raise ValueError("refused")
+        return ended()
+
+    told: dict[int, tuple[int, str | None]] = {}
+
+    def note(index: int, latency_us: int, error: str | None) -> None:
+        told[index] = latency_us, error
+
+    load = play(Workload(tuple(Arrival(0, "a") for _ in range(3))), submit, ended=note)
+    assert [told[index][1] for index in range(3)] == [None, "refused", None]
+    assert sorted(told[index][0] for index in (0, 2)) == sorted(load.latencies_us)
+
+
+def test_an_open_loop_gives_up_what_has_not_started() -> None:
+    clock = Clock()
+    futures: list[Future[Any]] = []
+
+    def submit(index: int, arrival: Arrival) -> Future[Any]:
+        futures.append(ended() if index == 0 else Future())
+        return futures[-1]
+
+    workload = Workload(tuple(Arrival(at_us, "a") for at_us in (0, 10, 20)))
+    load = open_loop(workload, submit, clock.now_us, clock.sleep_s, patience_s=0.0)
+    assert load.errors == ("cancelled", "cancelled")
+    assert len(load.latencies_us) == 1
 
 
 def test_a_closed_loop_does_not_recurse_when_requests_end_at_once() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from spacetime._version import __version__
-from spacetime.cli import compare, demo, doctor, profile, simulate, study
+from spacetime.cli import bench, compare, demo, doctor, profile, simulate, study
 from spacetime.errors import SpacetimeError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command()(simulate.simulate)
 app.command()(profile.profile)
 app.command()(compare.compare)
 app.command()(study.study)
+app.command()(bench.bench)
 
 
 def _print_version(asked: bool) -> None:

@@ -1,4 +1,7 @@
-"""`spacetime compare`: two profiles side by side, kernel by kernel. `spacetime profile --compare` prints the same."""
+"""`spacetime compare`: two profiles side by side, kernel by kernel, or two files of bench results, figure by figure.
+
+`spacetime profile --compare` prints the former; what is about results is in results.py.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from spacetime.cli.results import compared_results, is_results, print_results
 from spacetime.errors import OptionError
 from spacetime.profiler.curves import Knee
 from spacetime.profiler.figures import print_us, shorten
@@ -62,12 +66,25 @@ class Comparison(Value):
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A", help="A profile's file.")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="A profile, or a .jsonl of bench results.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
-    force: Annotated[bool, typer.Option("--force", help="Compare although devices or versions differ.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare although they were made on different devices.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Say what changed between two profiles: latencies and knees of the kernels that both have."""
+    """Say what changed between two profiles, or two files of bench results, in what both have."""
+    if is_results(before) and is_results(after):
+        figures = compared_results(before, after, force=force)
+        if as_json:
+            print(figures.to_json())
+            return
+        print_results(make_console(PIPED_WIDTH), figures)
+        return
+    for path, other in ((before, after), (after, before)):
+        if is_results(path):
+            facts = f"{path} holds bench results, {other} does not"
+            raise OptionError("results and a profile cannot be compared", facts, "name two of a kind")
     comparison = compared(Profile.load(before), Profile.load(after), force=force)
     if as_json:
         print(comparison.to_json())

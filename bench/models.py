@@ -1,0 +1,293 @@
+"""Case `models`: R tenants of one architecture, served by every way that this device has."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from statistics import median, quantiles
+
+from bench import mps
+from bench.cases import Scale
+from bench.models_sides import COMPILED, ONLY_ON_CPU, ONLY_ON_GPU, OURS, SIDES, Subject
+from bench.models_stand import Block, Contender, available_bytes, rows_per_s
+from bench.models_subjects import NOTE, SUBJECTS, weight_bytes
+from bench.results import Figure, Measurement
+from bench.sides import LATE, Unavailable
+
+MPS = "MPS processes"
+MPS_SIDE, MPS_PROCESSES = "graph per tenant, sequential", 16
+MIXED_ROWS = (1, 3, 2, 4)
+# Times the weights, at the worst moment: stacks and slabs are copies for as long as they are made.
+COPIES = {"vmap": 2.2, "vmap, compiled": 2.2, "onnxruntime": 3.0, OURS: 2.5}
+BASE_BYTES = 400 << 20  # of a process
+MOST_OF_MEMORY = 0.8
+
+METHOD = (
+    "R tenants, one request each at the same moment, the next round when all have their results; inputs are on the "
+    "device, weights differ; whose request is first changes from round to round; each side in a process of its own, "
+    "they take turns in blocks of rounds; " + NOTE
+)
+THROUGHPUT = Figure("models", "throughput", "rows/s", METHOD)
+LATENCIES = {
+    name: Figure("models", f"latency {name}", "ms", f"from the round's start to the result, over a block; {METHOD}")
+    for name in ("p50", "p99", "max")
+}
+GAP = Figure("models", "slowest over fastest tenant", "ratio", f"of their median latencies in all rounds; {METHOD}")
+MEMORY = Figure(
+    "models",
+    "memory",
+    "MB",
+    "growth since before the models were built, once they have served: the resident set, or what torch reserved of the "
+    "GPU; libraries are loaded before, by serving another model (not under torch.compile)",
+)
+READY = Figure(
+    "models",
+    "time to add a tenant",
+    "ms",
+    "until it can serve: add(), a capture, a compilation, a session, a first call; the first tenant's is in the note",
+)
+SPEED_UP = Figure("models", "speed-up", "ratio", f"ours over the baseline, by throughput, block by block; {METHOD}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of it."""
+
+    models: tuple[str, ...]
+    counts: tuple[int, ...]
+    mixed_counts: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    num_blocks: int
+    block_s: float
+    warm_up_s: float  # ours, for the cost model to settle
+    ready_limit_s: float  # for a side to become ready
+    round_limit_s: float  # a round that would take longer is not tried
+    side_budget_s: float  # for its blocks
+    model_budget_s: float  # for a model and type, then its larger counts are left out
+    with_compilers: bool = True
+
+    @classmethod
+    def of(cls, scale: Scale) -> Sizes:
+        dtypes = ("float32",) if scale.device == "cpu" else ("float32", "bfloat16")
+        if scale.smoke:
+            return cls(("mlp",), (4,), (), dtypes[:1], 2, 0.05, 0.3, 10, 2, 1, 15, with_compilers=False)
+        if scale.quick:
+            counts, on_gpu = (1, 4, 8), scale.device != "cpu"
+            return cls(
+                ("mlp", "gru", "resnet18"), counts, (4,), dtypes, 3, 0.1, 0.5, 20, 2, 1, 45, with_compilers=on_gpu
+            )
+        return cls(SUBJECTS, (1, 2, 4, 8, 16, 32, 64), (8,), dtypes, 7, 0.3, 2.0, 60, 6, 6, 240)
+
+
+def run(scale: Scale) -> Iterator[Measurement]:
+    sizes = Sizes.of(scale)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        environment = {"TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        missing = dict(_missing(scale.device))
+        if not sizes.with_compilers:
+            missing |= dict.fromkeys(COMPILED, "left out of a quick run: compiling takes longer than the run")
+        try:
+            clients = stack.enter_context(mps.daemon(scale.device))
+        except Unavailable as why:
+            missing[MPS], clients = str(why), {}
+        for side, why_not in missing.items():
+            yield THROUGHPUT.unavailable(side, why_not, {"side": side})
+        for dtype in sizes.dtypes:
+            for model in sizes.models:
+                yield from Race(scale.device, sizes, model, dtype, missing, environment, clients).run()
+
+
+def _missing(device: str) -> Iterator[tuple[str, str]]:
+    """Sides that this device cannot have."""
+    if device == "cpu":
+        yield from ((side, "there is no GPU") for side in ONLY_ON_GPU)
+    else:
+        yield from ((side, "it is compared on the CPU only") for side in ONLY_ON_CPU)
+
+
+@dataclass(slots=True)
+class Race:
+    """One model of one type: all sides over the number of tenants."""
+
+    device: str
+    sizes: Sizes
+    model: str
+    dtype: str
+    missing: dict[str, str]
+    environment: dict[str, str]
+    clients: dict[str, str]  # what a process needs to be a client of MPS
+    given_up: dict[str, str] = field(default_factory=dict)  # sides that failed, and why; larger counts leave them out
+    round_us: dict[str, float] = field(default_factory=dict)  # per row, when last seen
+
+    def run(self) -> Iterator[Measurement]:
+        end_s = time.monotonic() + self.sizes.model_budget_s
+        for count in self.sizes.counts:
+            if time.monotonic() > end_s:
+                why = f"{self.sizes.model_budget_s:.0f} s for this model were over"
+                yield THROUGHPUT.unavailable(
+                    f"{self.model} {self.dtype} R={count}", why, self._axes("all", (1,) * count)
+                )
+                continue
+            yield from self._compare((1,) * count)
+            if count in self.sizes.mixed_counts:
+                yield from self._compare(tuple(islice(cycle(MIXED_ROWS), count)))
+
+    def _compare(self, rows: tuple[int, ...]) -> Iterator[Measurement]:
+        """All sides, as many at a time as the memory holds. Ours comes last: nothing else may run while it learns."""
+        waiting = []
+        for side in (*(side for side in (*SIDES, MPS) if side != OURS), OURS):
+            why = self._why_not(side, rows)
+            if why is None:
+                waiting.append(side)
+            elif side not in self.missing:
+                yield THROUGHPUT.unavailable(self._subject(side, rows), why, self._axes(side, rows))
+        found: dict[str, list[list[Block]]] = {}
+        while waiting:
+            group = self._group(waiting, rows)
+            waiting = waiting[len(group) :]
+            with ExitStack() as stack:
+                ready = yield from self._start(stack, group, rows)
+                found |= self._in_turns(ready, sum(rows))
+                for side, contender in ready.items():
+                    yield from self._figures(side, rows, found[side], contender)
+        yield from self._speed_ups(rows, found)
+
+    def _why_not(self, side: str, rows: tuple[int, ...]) -> str | None:
+        if side in self.missing:
+            return self.missing[side]
+        if side in self.given_up:
+            return self.given_up[side]
+        needed, free = self._needed_bytes(side, rows), available_bytes(self.device)
+        if needed > MOST_OF_MEMORY * free:
+            return f"it needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        round_s = self.round_us.get(side, 0.0) * sum(rows) / 1e6
+        if round_s > self.sizes.round_limit_s:
+            return f"a round would take about {round_s:.0f} s, more than {self.sizes.round_limit_s:.0f} s"
+        return None
+
+    def _needed_bytes(self, side: str, rows: tuple[int, ...]) -> float:
+        return BASE_BYTES + COPIES.get(side, 1.0) * len(rows) * weight_bytes(self.model, self.dtype)
+
+    def _group(self, waiting: Sequence[str], rows: tuple[int, ...]) -> list[str]:
+        """As many of the first as fit into memory together; one at least."""
+        left = MOST_OF_MEMORY * available_bytes(self.device)
+        group: list[str] = []
+        for side in waiting:
+            left -= self._needed_bytes(side, rows)
+            if group and left < 0:
+                break
+            group.append(side)
+        return group
+
+    def _start(
+        self, stack: ExitStack, group: Sequence[str], rows: tuple[int, ...]
+    ) -> Generator[Measurement, None, dict[str, Contender]]:
+        """Yields the reasons of those that cannot be made; returns the others."""
+        ready: dict[str, Contender] = {}
+        first = [side for side in group if side != OURS]
+        for some in (first, [side for side in group if side == OURS]):
+            made = {side: self._contender(side, rows) for side in some}
+            end_s = time.monotonic() + self.sizes.ready_limit_s
+            for side, contender in made.items():
+                why = contender.wait(end_s)
+                stack.callback(contender.close, kill=why is not None)
+                if why == LATE:
+                    why = f"not ready in {self.sizes.ready_limit_s:.0f} s"
+                if why is None:
+                    ready[side] = contender
+                    continue
+                if len(set(rows)) == 1:
+                    self.given_up[side] = f"at R = {len(rows)}: {why}"
+                yield THROUGHPUT.unavailable(self._subject(side, rows), why, self._axes(side, rows))
+        return ready
+
+    def _contender(self, side: str, rows: tuple[int, ...]) -> Contender:
+        subject = Subject(self.model, rows, self.device, self.dtype)
+        if side != MPS:
+            return Contender(side, subject, self.sizes.warm_up_s, environment=self.environment)
+        processes, environment = min(len(rows), MPS_PROCESSES), self.environment | self.clients
+        return Contender(MPS_SIDE, subject, self.sizes.warm_up_s, num_processes=processes, environment=environment)
+
+    def _in_turns(self, ready: dict[str, Contender], num_rows: int) -> dict[str, list[list[Block]]]:
+        """Blocks of every side; a side whose rounds take long has fewer."""
+        found: dict[str, list[list[Block]]] = {side: [] for side in ready}
+        budget_s = {
+            side: max(2, min(self.sizes.num_blocks, int(self.sizes.side_budget_s * 1e6 / contender.ready.round_us)))
+            for side, contender in ready.items()
+        }
+        sides = list(ready)
+        for turn in range(self.sizes.num_blocks):
+            for place in range(len(sides)):
+                side = sides[(turn + place) % len(sides)]
+                if turn < budget_s[side]:
+                    found[side].append(ready[side].block(self.sizes.block_s))
+        for side, blocks in found.items():  # the best: what else ran meanwhile must not end a side's run
+            best_us = min(max(done_us) for block in blocks for each in block for done_us in each.done_us)
+            self.round_us[side] = best_us / num_rows
+        return found
+
+    # -- figures -----------------------------------------------------------------------------------------------------
+
+    def _figures(
+        self, side: str, rows: tuple[int, ...], blocks: Sequence[Sequence[Block]], contender: Contender
+    ) -> Iterator[Measurement]:
+        subject, axes, note = self._subject(side, rows), self._axes(side, rows), contender.ready.note
+        yield THROUGHPUT.of(subject, [rows_per_s(block) for block in blocks], note, axes)
+        done_ms = [[us / 1e3 for each in block for served in each.done_us for us in served] for block in blocks]
+        fewest = min(map(len, done_ms))
+        for name, figure in LATENCIES.items():
+            yield figure.of(subject, [_quantile(values, name) for values in done_ms], f"{fewest} results or more", axes)
+        if len(rows) > 1:
+            gap, num_rounds = _gap(blocks)
+            yield GAP.of(subject, [gap], f"{num_rounds} rounds or more", axes)
+        each = weight_bytes(self.model, self.dtype)
+        yield MEMORY.of(
+            subject, [contender.ready.memory_bytes / 1e6], f"weights: {len(rows) * each / 1e6:.0f} MB in all", axes
+        )
+        first_us, *later_us = contender.ready.ready_us
+        if any(contender.ready.ready_us):
+            yield READY.of(
+                subject, [us / 1e3 for us in later_us or [first_us]], f"the first: {first_us / 1e3:.0f} ms", axes
+            )
+
+    def _speed_ups(self, rows: tuple[int, ...], found: dict[str, list[list[Block]]]) -> Iterator[Measurement]:
+        if OURS not in found:
+            return
+        ours = [rows_per_s(block) for block in found[OURS]]
+        for side, blocks in found.items():
+            if side == OURS:
+                continue
+            ratios = [our / rows_per_s(block) for our, block in zip(ours, blocks, strict=False)]
+            axes = self._axes(OURS, rows) | {"baseline": side}
+            yield SPEED_UP.of(f"{self._subject(OURS, rows)} over {side}", ratios, "", axes)
+
+    def _subject(self, side: str, rows: tuple[int, ...]) -> str:
+        return f"{self.model} {self.dtype} R={len(rows)}{'' if _is_single(rows) else ' mixed rows'} {side}"
+
+    def _axes(self, side: str, rows: tuple[int, ...]) -> dict[str, str | int | float]:
+        how = "1" if _is_single(rows) else f"mixed {min(rows)}..{max(rows)}"
+        return {"model": self.model, "dtype": self.dtype, "tenants": len(rows), "rows": how, "side": side}
+
+
+def _is_single(rows: tuple[int, ...]) -> bool:
+    return set(rows) == {1}
+
+
+def _quantile(values: Sequence[float], name: str) -> float:
+    if name == "max" or len(values) == 1:
+        return max(values)
+    return median(values) if name == "p50" else quantiles(values, n=100, method="inclusive")[98]
+
+
+def _gap(blocks: Sequence[Sequence[Block]]) -> tuple[float, int]:
+    """Of the tenants of all processes, and the fewest rounds that one of them had."""
+    medians, num_rounds = [], []
+    for process in zip(*blocks, strict=True):  # its blocks
+        rounds = [done_us for block in process for done_us in block.done_us]
+        medians += [median(times) for times in zip(*rounds, strict=True)]
+        num_rounds.append(len(rounds))
+    return max(medians) / min(medians), min(num_rounds)
