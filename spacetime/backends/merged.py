@@ -1,0 +1,207 @@
+"""What a merged lane runs: requests of tenants of several cohorts, common launches where the merged program has them.
+
+Plain torch: the reference for devices. Members stay apart in everything but launches. When the batch fails, every
+member runs by itself, where a failure is pinned on its request: the others get their results. `fault` tells of a
+failure that did not come back so; then it is the merged program that is broken, and its owner should give it up.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from spacetime.backends.executables import Call, CohortExecutable
+from spacetime.backends.merged_code import MergedCode
+from spacetime.capture.cohort import Cohort
+from spacetime.capture.merge import Schedule, schedule
+from spacetime.capture.selfcheck import problem
+from spacetime.errors import RejectedError, SpacetimeError
+from spacetime.kernels import RowMap
+from spacetime.kernels.together import Spans
+from spacetime.merged import MergedProgram
+from spacetime.plan import Lane
+from spacetime.scheduler.protocols import Outcome
+
+_SPANS = 256  # mixes of tenants and rows that are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """The requests of one member, in the order of their slots."""
+
+    indices: tuple[int, ...]  # in the lane
+    slots: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+class MergedExecutable:
+    """`members` in the order of the merged program's. They stay what they are, and may run by themselves meanwhile."""
+
+    def __init__(self, merged: MergedProgram, members: Sequence[CohortExecutable], *, prepack: bool = False) -> None:
+        self.merged = merged
+        self.members = tuple(members)
+        self.fault = ""
+        self._prepack = prepack
+        cohorts = [member.cohort for member in members]
+        self._code = MergedCode(schedule(merged, cohorts), cohorts, prepack=prepack)
+        self._code.warm()
+        self._spans: OrderedDict[tuple[Any, ...], Spans] = OrderedDict()
+
+    @property
+    def schedule(self) -> Schedule:
+        """What is launched together, what is not and why."""
+        return self._code.schedule
+
+    def joined(self) -> None:
+        """A tenant has joined a member: compare its weights with the others' now, not in its first lane."""
+        self._code.warm()
+
+    def without(self, member: int) -> MergedExecutable:
+        """The same launches for the other members."""
+        kept = [index for index in range(len(self.members)) if index != member]
+        members = [self.members[index] for index in kept]
+        return MergedExecutable(self.merged.restrict(kept), members, prepack=self._prepack)
+
+    def run(self, lane: Lane, payloads: Sequence[Call]) -> list[Outcome]:
+        outcomes: list[Outcome | None] = [None] * len(payloads)
+        indices: list[list[int]] = [[] for _ in self.members]
+        for index, request in enumerate(lane.requests):
+            member = self._member_of(request.tenant)
+            if member is None:
+                outcomes[index] = Outcome(error=_gone(request.tenant))
+            else:
+                indices[member].append(index)
+        if lane.fused and sum(map(bool, indices)) > 1:
+            results, error = self._attempt(lane, payloads, indices)
+        else:
+            results, error = self._apart(lane, payloads, indices), None
+        for index, outcome in results.items():
+            outcomes[index] = outcome
+        ended = [outcome or Outcome(error=_gone(lane.requests[i].tenant)) for i, outcome in enumerate(outcomes)]
+        if error is not None and all(results[index].error is None for index in results):
+            self.fault = f"{type(error).__name__}: {error}"
+        return ended
+
+    def check(self, calls: Mapping[str, Call]) -> dict[str, str]:
+        """Merged results beside those of each cohort by itself, of all these tenants at once: who deviates, and how."""
+        found, alone = {}, {}
+        by_member: list[list[str]] = [[] for _ in self.members]
+        for name, call in calls.items():
+            member = self._member_of(name)
+            if member is None:
+                found[name] = str(_gone(name))
+                continue
+            by_member[member].append(name)
+            alone[name] = self.members[member].flat_outputs(name, call.tensors)
+        names = list(alone)
+        indices = [[names.index(name) for name in own] for own in by_member]
+        try:
+            merged = self._batch([calls[name] for name in names], names, indices)
+        except Exception as error:
+            return found | dict.fromkeys(names, f"{type(error).__name__}: {error}")
+        for index, name in enumerate(names):
+            trouble = problem(pytree.tree_leaves(merged[index]), alone[name])
+            if trouble is not None:
+                found[name] = trouble
+        return found
+
+    # -- the merged way -------------------------------------------------------------------------------
+
+    def _attempt(
+        self, lane: Lane, payloads: Sequence[Call], indices: list[list[int]]
+    ) -> tuple[dict[int, Outcome], Exception | None]:
+        names = [request.tenant for request in lane.requests]
+        try:
+            return {index: Outcome(value) for index, value in self._batch(payloads, names, indices).items()}, None
+        except Exception as error:
+            return self._apart(lane, payloads, indices), error
+
+    def _batch(self, calls: Sequence[Call], names: Sequence[str], indices: list[list[int]]) -> dict[int, Any]:
+        taken = [self._take(member, calls, names, own) for member, own in enumerate(indices)]
+        spans = self._spans_of(taken)
+        inputs = [
+            [torch.cat(column) for column in zip(*(calls[i].tensors for i in own.indices), strict=True)]
+            if len(own.indices) > 1
+            else [tensor for i in own.indices for tensor in calls[i].tensors]
+            for own in taken
+        ]
+        results: dict[int, Any] = {}
+        with torch.no_grad():
+            outputs = self._code.run(spans, inputs)
+            for member, own in enumerate(taken):
+                cohort = self.members[member].cohort
+                for index, leaves in zip(own.indices, _split(cohort, outputs[member], own.counts), strict=True):
+                    results[index] = _rebuilt(cohort, leaves)
+        return results
+
+    def _take(self, member: int, calls: Sequence[Call], names: Sequence[str], indices: list[int]) -> _Taken:
+        known = self.members[member].cohort.members
+        found = sorted((known[names[index]].slot, index) for index in indices)
+        order = tuple([index for _, index in found])
+        return _Taken(order, tuple([slot for slot, _ in found]), tuple([calls[i].tensors[0].shape[0] for i in order]))
+
+    def _spans_of(self, taken: Sequence[_Taken]) -> Spans:
+        key = tuple([(own.slots, own.counts) for own in taken])
+        spans = self._spans.get(key)
+        if spans is None:
+            spans = self._spans[key] = Spans(tuple([_row_map(own) for own in taken]))
+            while len(self._spans) > _SPANS:
+                self._spans.popitem(last=False)
+        return spans
+
+    # -- apart ----------------------------------------------------------------------------------------
+
+    def _apart(self, lane: Lane, payloads: Sequence[Call], indices: list[list[int]]) -> dict[int, Outcome]:
+        """Every member as if it had a lane of its own."""
+        results: dict[int, Outcome] = {}
+        for member, own in zip(self.members, indices, strict=True):
+            if not own:
+                continue
+            part = replace(lane, requests=tuple([lane.requests[index] for index in own]))
+            try:
+                outcomes = member.run(part, [payloads[index] for index in own])
+            except Exception as error:  # a broken member breaks its own requests
+                outcomes = [Outcome(error=error)] * len(own)
+            results.update(zip(own, outcomes, strict=True))
+        return results
+
+    def _member_of(self, tenant: str) -> int | None:
+        for index, member in enumerate(self.members):
+            if tenant in member.cohort.members:
+                return index
+        return None
+
+
+def _gone(tenant: str) -> SpacetimeError:
+    return RejectedError(f"tenant {tenant!r} was removed", "its lane had been planned", "add the tenant again")
+
+
+def _row_map(taken: _Taken) -> RowMap | None:
+    """Several requests of one tenant are one run of rows."""
+    rows: dict[int, int] = {}
+    for slot, count in zip(taken.slots, taken.counts, strict=True):
+        rows[slot] = rows.get(slot, 0) + count
+    return RowMap(tuple(rows), tuple(rows.values())) if rows else None
+
+
+def _split(cohort: Cohort, outputs: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+    """Always memory of its own: a value may be a part of what a common launch has written for everybody."""
+    columns: list[Sequence[Any]] = []
+    for output, row_dim in zip(outputs, cohort.fused.output_row_dims, strict=False):
+        if row_dim is None:
+            columns.append([output] * len(counts))
+        else:
+            parts: Any = torch.ops.aten.split_with_sizes_copy.default(output, list(counts), row_dim)
+            columns.append(parts)
+    return [list(leaves) for leaves in zip(*columns, strict=True)]
+
+
+def _rebuilt(cohort: Cohort, leaves: list[Any]) -> Any:
+    """The module's output structure."""
+    out_spec = cohort.captured.exported.out_spec
+    return leaves[0] if out_spec.is_leaf() else pytree.tree_unflatten(leaves, out_spec)
