@@ -70,6 +70,9 @@ class Device(Value):
     cache_bytes: int = 0  # the last level; what co-running lanes keep there
     idle_watts: float = 0.0
     busy_watts: float = 0.0  # with every unit at work
+    hardware_queues: int = 0  # lanes beyond these share a queue, and wait for each other's kernels; 0: no bound known
+    interference: float = 0.1  # slowdown by a neighbour that keeps the same units busy, besides the time it takes
+    cache_penalty: float = 0.25  # more traffic when a whole cache's worth is displaced
 
     @property
     def num_atoms(self) -> int:

@@ -62,6 +62,7 @@ class Placement(Value):
 
     order: str = "conserved"  # "conserved": fewest groups, evenly; "packed": one after another; "distributed": all
     max_overlap: int = 0  # how many other kernels a unit may be shared with; 0: isolated, with fewer units if need be
+    min_units: int = 1  # with fewer than these, or than it wants if that is less, a kernel waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +125,6 @@ class Snapshot(Value):
     running: tuple[Lane, ...] = ()
     capabilities: Capabilities = PARTITIONS_ONLY
     roster: tuple[str, ...] = ()  # all tenants, waiting or not, as they were added; empty: `tenants` are all
+    running_since_us: tuple[int, ...] = ()  # when each lane of `running` started; empty: not known
+    freed_at_us: int = 0  # when a lane last ended
+    promised_us: int | None = None  # the tightest objective of those that were active recently and do not wait now

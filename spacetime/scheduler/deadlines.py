@@ -79,8 +79,10 @@ class Deadlines:
         num_lanes = 1 if self._cohort.fusible else len(self._cohort.chunks)
         return Arrangement(atoms, lane_units(atoms, self._device), num_lanes, free_atoms // atoms, fused, lane_us)
 
-    def fit(self, chunks: list[Chunk], units: int, fused: bool) -> tuple[list[Chunk], list[Chunk]]:
-        """What of a lane's chunks ends in time with the tightest of them, and the rest."""
+    def fit(
+        self, chunks: list[Chunk], units: int, fused: bool, most_us: float = inf
+    ) -> tuple[list[Chunk], list[Chunk]]:
+        """What of a lane's chunks ends in time with the tightest of them, and within `most_us`; and the rest."""
         parts: list[Part] = [(view, tenant, urgency) for _, urgency, tenant, views in chunks for view in views]
         alone_us = cache(lambda rows: self._lane_us(1, rows, units, fused))
         due_us: list[float] = []
@@ -88,7 +90,7 @@ class Deadlines:
             deadline_us = view.deadline_us
             can_be_met = deadline_us is not None and self._now_us + alone_us(view.rows) <= deadline_us
             due_us.append(deadline_us if can_be_met and deadline_us is not None else inf)
-        slack_us = min(due_us) - self._now_us
+        slack_us = min(min(due_us) - self._now_us, most_us)
         order = sorted(range(len(parts)), key=lambda index: (due_us[index], parts[index][0].deadline_us is not None))
         parts = [parts[index] for index in order]  # those too late to be met come last
 

@@ -4,13 +4,15 @@ KRISP (HPCA 2023) serves one model per worker: so does each tenant here, one req
 its knee. Where the device places kernels itself (`Capabilities.placement`), a lane floats, and changes size from
 kernel to kernel; where not, a lane keeps to the atoms that its largest kernel needs.
 
-`krisp`, `krisp_packed` and `krisp_distributed` isolate: a lane gets fewer atoms, or waits, when others hold them.
+`krisp`, `krisp_packed` and `krisp_distributed` isolate: a kernel gets fewer atoms than its knee when others hold them,
+but never fewer than an equal share of the device among the lanes that run (or its knee, if that is less): it waits for
+those. Without such a bound a kernel that starts at a bad moment is left with a single unit until it ends.
 `krisp_overlap...` share atoms without limit, those that the fewest hold first.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -23,7 +25,8 @@ from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.registry import policy
 from spacetime.scheduler.tables import KernelTimes
 
-MAX_LANES = 64  # at once, or one per atom: more would wait for each other on the device instead of in the queue
+# At once, or one per atom, and no more than hardware queues: others would wait on the device, not in the queue.
+MAX_LANES = 64
 
 
 class Sizing(NamedTuple):
@@ -31,18 +34,35 @@ class Sizing(NamedTuple):
 
     largest: int  # atoms
     smallest: int  # atoms; the tenant takes no fewer
-    segments: tuple[Segment, ...]  # floating; one per run of kernels of equal size
+    segments: tuple[Segment, ...]  # one per run of kernels of equal size; of lanes that do not float: none
 
 
 def _decide(placement: Placement, snapshot: Snapshot, costs: CostModel) -> Plan:
     """Start a lane for every tenant that has none, oldest request first, as far as there is room."""
     tenants = [tenant for tenant in snapshot.tenants if not tenant.running]
     tenants.sort(key=_arrival_us)
-    del tenants[max(0, max(MAX_LANES, snapshot.device.num_atoms) - len(snapshot.running)) :]
+    most = max(MAX_LANES, snapshot.device.num_atoms)
+    if snapshot.device.hardware_queues:
+        most = min(most, snapshot.device.hardware_queues)
+    del tenants[max(0, most - len(snapshot.running)) :]
     capabilities = snapshot.capabilities
-    lanes = _floating if capabilities.placement and capabilities.segments else _confined
+    floats = capabilities.placement and capabilities.segments
+    lanes = _floating if floats else _confined
     isolated = placement.max_overlap == 0
-    return Plan(tuple(lanes(tenants, placement, snapshot, _Sizings(snapshot.device, costs))), isolated=isolated)
+    if isolated and tenants:
+        placement = _isolated(placement.order, _equal_share(snapshot, len(tenants)))
+    return Plan(tuple(lanes(tenants, placement, snapshot, _Sizings(snapshot.device, costs, floats))), isolated=isolated)
+
+
+def _equal_share(snapshot: Snapshot, num_starting: int) -> int:
+    """In units, of each lane that runs or starts."""
+    device = snapshot.device
+    return max(1, device.num_atoms // (len(snapshot.running) + num_starting)) * device.units_per_atom
+
+
+@lru_cache(maxsize=512)  # the simulator compares placements: equal ones are the same
+def _isolated(order: str, min_units: int) -> Placement:
+    return Placement(order, 0, min_units)
 
 
 def _floating(tenants: list[TenantView], placement: Placement, snapshot: Snapshot, sizings: _Sizings) -> list[Lane]:
@@ -56,13 +76,14 @@ def _confined(tenants: list[TenantView], placement: Placement, snapshot: Snapsho
     isolated = placement.max_overlap == 0
     held = [device.all_atoms & ~free_atoms] if isolated else [lane.atoms for lane in snapshot.running]
     allocator, num_free = Allocator(device, placement, held), free_atoms.bit_count()
+    share = placement.min_units // device.units_per_atom
     segments: dict[int, tuple[Segment, ...]] = {}
     lanes = []
     for tenant in tenants:
         if isolated and not num_free:
             break
         sizing = sizings[_lane_kind(tenant)]
-        if isolated and num_free < sizing.smallest:
+        if isolated and num_free < max(sizing.smallest, min(share, sizing.largest)):
             break  # it is next: what is free stays free until there is enough, or it would wait for ever
         atoms = allocator.take(sizing.largest)
         num_free -= atoms.bit_count()
@@ -96,35 +117,39 @@ def _lane_kind(tenant: TenantView) -> LaneKind:
 class _Sizings(dict[LaneKind, Sizing]):
     """Tenants of one cohort need the same: within a decision each kind of lane is looked up once."""
 
-    def __init__(self, device: Device, costs: CostModel) -> None:
+    def __init__(self, device: Device, costs: CostModel, floats: bool) -> None:
         super().__init__()
+        self._floats = floats
         self._device = device
         self._costs = costs
 
     def __missing__(self, kind: LaneKind) -> Sizing:
         cohort, rows, min_units = kind
         times = self._costs.kernel_times(cohort, tenants=1, rows=rows, fused=False)
-        sizing = self[kind] = _sizing(times, min_units, self._device)
+        sizing = self[kind] = _sizing(times, min_units, self._device, self._floats)
         return sizing
 
 
 # A function of values that do not change, and too slow to work out again for every decision.
-_sizings: WeakKeyDictionary[KernelTimes, dict[tuple[int, int, int], Sizing]] = WeakKeyDictionary()
+_sizings: WeakKeyDictionary[KernelTimes, dict[tuple[int, int, int, bool], Sizing]] = WeakKeyDictionary()
 
 
-def _sizing(times: KernelTimes, min_units: int, device: Device) -> Sizing:
+def _sizing(times: KernelTimes, min_units: int, device: Device, floats: bool) -> Sizing:
     known = _sizings.get(times)
     if known is None:
         known = _sizings[times] = {}
-    key = min_units, device.num_units, device.units_per_atom
+    key = min_units, device.num_units, device.units_per_atom, floats
     if key not in known:
-        known[key] = _size_lane(times, min_units, device)
+        known[key] = _size_lane(times, min_units, device, floats)
     return known[key]
 
 
-def _size_lane(times: KernelTimes, min_units: int, device: Device) -> Sizing:
+def _size_lane(times: KernelTimes, min_units: int, device: Device, floats: bool) -> Sizing:
     smallest = min(device.num_atoms, -(-min_units // device.units_per_atom))
-    sizes = np.maximum(times.knees(), smallest)
+    sizes = times.knees()
+    if not floats:
+        return Sizing(max(int(sizes.max()), smallest), smallest, ())
+    sizes = np.maximum(sizes, smallest)
     starts = [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist()]
     ends = [*starts[1:], -1]
     segments = tuple(

@@ -67,6 +67,7 @@ class Scheduler:
         self._stragglers = Stragglers()
         self._running: dict[int, _Running] = {}
         self._num_started = 0
+        self._freed_at_us = 0
         self._abandoned: set[int] = set()
         self._events: deque[LaneEvent] = deque(maxlen=trace_events)
 
@@ -178,11 +179,16 @@ class Scheduler:
         device = self.backend.device
         busy = 0
         lanes = tuple([running.lane for running in self._running.values()])
+        since_us = tuple([running.started_us for running in self._running.values()])
         for lane in lanes:
             busy |= lane.atoms
         free, now_us = device.all_atoms & ~busy, self.backend.now_us()
         queues = self._queues
-        return Snapshot(now_us, device, free, queues.views(), lanes, self.backend.capabilities, queues.roster)
+        capabilities, promised_us = self.backend.capabilities, queues.promised_us(now_us)
+        freed_at_us = self._freed_at_us
+        return Snapshot(
+            now_us, device, free, queues.views(), lanes, capabilities, queues.roster, since_us, freed_at_us, promised_us
+        )
 
     def lane_done(self, lane_id: int, result: LaneResult) -> None:
         """Complete the lane's futures and keep the books."""
@@ -191,6 +197,7 @@ class Scheduler:
             if lane_id in self._abandoned:
                 return
             raise PlanError(f"lane {lane_id} ended twice", next_step="a backend calls done once per lane")
+        self._freed_at_us = self.backend.now_us()
         outcomes = result.outcomes
         if len(outcomes) != len(running.requests):
             facts = f"{len(running.requests)} requests, {len(outcomes)} outcomes"
@@ -203,7 +210,8 @@ class Scheduler:
             tenant.lane_ended()
         self._events.append(LaneEvent(running.lane, result.start_us, result.end_us, lane_ok))
         self._meter(running, result)
-        if lane_ok and running.isolated:  # what overlapped others or broke says nothing about the next lane
+        floats = running.lane.placement is not None  # it had fewer units than it asked for, when others held them
+        if lane_ok and running.isolated and not floats:  # what overlapped or broke says nothing about the next lane
             # From start to now: what it costs to hand a lane over and back is part of what a lane costs.
             self._observe(running, self.backend.now_us() - running.started_us)
             self._judge(running, result.end_us - result.start_us)

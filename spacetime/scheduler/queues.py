@@ -16,6 +16,7 @@ from spacetime.scheduler.request import Request, TenantSpec
 
 VISIBLE_REQUESTS = 256  # of one tenant: more than a lane holds, so that a flood does not make decisions slow
 ACTIVE_US = 100_000  # a tenant that submitted within this time may join its cohort's next lane
+PROMISED_US = 1_000_000  # who has an objective and submitted within this time counts for Snapshot.promised_us
 LOOKS_PER_PUSH = 64  # at requests of a full queue that may have been cancelled, on average
 
 Activity = dict[str, int]  # tenant -> its last submit, least recent first; one per cohort
@@ -198,6 +199,7 @@ class Queues:
         self.roster: tuple[str, ...] = ()  # their names; kept, so that a snapshot need not copy them
         self._waiting: dict[str, Tenant] = {}
         self._activity: dict[str, Activity] = {}
+        self._promises: dict[int, Activity] = {}  # objective -> who has it, and when each last submitted
         self._virtual_time = 0.0  # the least served time per weight among those that wait; never goes back
 
     def __bool__(self) -> bool:
@@ -207,6 +209,18 @@ class Queues:
     @property
     def num_waiting(self) -> int:
         return sum(len(tenant.waiting) for tenant in self._waiting.values())
+
+    def promised_us(self, now_us: int) -> int | None:
+        """The tightest objective of those that were active recently, and have nothing that waits."""
+        for slo_us in sorted(self._promises):
+            active = self._promises[slo_us]
+            while active and now_us - active[oldest := next(iter(active))] > PROMISED_US:
+                del active[oldest]
+            if not active:
+                del self._promises[slo_us]
+            elif not active.keys() <= self._waiting.keys():
+                return slo_us
+        return None
 
     def views(self) -> tuple[TenantView, ...]:
         """One view per tenant that waits."""
@@ -293,11 +307,17 @@ class Queues:
         activity = self._activity[tenant.spec.cohort]
         activity.pop(tenant.spec.name, None)
         activity[tenant.spec.name] = now_us
+        if (slo_us := tenant.spec.slo_us) is not None:
+            promises = self._promises.setdefault(slo_us, {})
+            promises.pop(tenant.spec.name, None)
+            promises[tenant.spec.name] = now_us
         while now_us - activity[oldest := next(iter(activity))] > ACTIVE_US:
             del activity[oldest]
 
     def _retire(self, tenant: Tenant) -> None:
         cohort = tenant.spec.cohort
+        if tenant.spec.slo_us is not None:
+            self._promises.get(tenant.spec.slo_us, {}).pop(tenant.spec.name, None)
         self._activity[cohort].pop(tenant.spec.name, None)
         if not any(peer.spec.cohort == cohort for peer in self.tenants.values() if peer is not tenant):
             del self._activity[cohort]

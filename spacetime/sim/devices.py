@@ -2,7 +2,12 @@
 
 Peaks, memory, caches and power limits are the vendors' data sheets and white papers (SXM or OAM modules, without
 sparsity, fp32 on vector units). What no data sheet tells is an estimate, and modelled figures depend on it: launches,
-switches of partition, idle power.
+switches of partition, idle power, and what neighbours on the same units cost each other: Device's own defaults.
+
+Hardware queues are the most that software can have. NVIDIA: 32 work queues per device, the upper end of what
+CUDA_DEVICE_MAX_CONNECTIONS may be (CUDA C++ Programming Guide, environment variables; 8 unless it is set). AMD: four
+asynchronous compute engines of 8 queues each (AMD's GCN white paper; HIP uses 4 unless GPU_MAX_HW_QUEUES says
+otherwise). Streams beyond these share a queue, and depend on each other's kernels although nobody said so.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from spacetime.errors import OptionError
 
 TILES = ((128, 128), (64, 64), (32, 32))  # what GPU libraries have kernels for, about
 SWITCH_US = 5.0  # an event between two streams
+HARDWARE_QUEUES = 32
 
 
 def _gpu(
@@ -45,6 +51,7 @@ def _gpu(
         cache_bytes=int(cache_mb * (1 << 20)),
         idle_watts=idle_watts,
         busy_watts=busy_watts,
+        hardware_queues=HARDWARE_QUEUES,
     )
 
 

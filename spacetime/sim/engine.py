@@ -42,10 +42,13 @@ class Engine:
         self._region_ids: dict[int, int] = {}
         self._num_regions = 0
         self._num_rows = 0
+        self._queue_lanes = [0] * device.hardware_queues  # that run, by hardware queue
         self._ended = np.zeros(0, np.int64)
         num_atoms = device.num_atoms
         record = np.zeros(1, DEVICE)
         record["bytes_per_us"], record["cache_bytes"] = device.bytes_per_us, device.cache_bytes
+        record["interference"], record["cache_penalty"] = device.interference, device.cache_penalty
+        record["hardware_queues"] = device.hardware_queues
         record["num_atoms"], record["num_units"] = num_atoms, device.num_units
         record["units_per_atom"], record["num_groups"] = device.units_per_atom, device.num_groups
         width = places(num_atoms, device.num_groups)
@@ -55,6 +58,7 @@ class Engine:
             steps=np.zeros((0, 0), STEP),
             active=np.zeros(0, np.int64),
             queue=np.zeros(0, np.int64),
+            heads=np.full(max(1, device.hardware_queues), -1, np.int64),
             atoms=np.zeros(num_atoms, ATOM),
             holders=np.zeros(num_atoms, np.int32),
             regions=np.zeros(0, REGION),
@@ -120,15 +124,21 @@ class Engine:
             self._add_slots(len(self._state.lanes) + (not self._free_slots) * len(self._state.lanes), num_kernels)
         state, slot = self._state, self._free_slots.pop()
         state.steps[slot, :num_kernels] = script.steps
-        order, max_overlap = 0, 0
+        order, max_overlap, least_atoms = 0, 0, 1
         if script.placement is not None:
             order, max_overlap = order_code(script.placement.order), script.placement.max_overlap
+            least_atoms = -(-script.placement.min_units // self._device.units_per_atom)
         if script.held != FLOATS:
             held = state.region_atoms[script.held, : state.regions[script.held]["num_atoms"]]
             state.holders[held] += 1
         lane = state.lanes[slot]
         lane["number"], lane["phase"], lane["kernel"], lane["num_kernels"] = self._num_started, LAUNCH, 0, num_kernels
         lane["held"], lane["order"], lane["max_overlap"], lane["stretch"] = script.held, order, max_overlap, stretch
+        lane["least_atoms"] = least_atoms
+        if self._queue_lanes:
+            emptiest = min(range(len(self._queue_lanes)), key=self._queue_lanes.__getitem__)
+            self._queue_lanes[emptiest] += 1
+            lane["hardware_queue"] = emptiest
         lane["remaining"], lane["rate"], lane["lasts_us"] = script.steps[0]["serial_us"] * stretch, 1.0, 1.0
         state.active[self._totals["num_lanes"]] = slot
         self._totals["num_lanes"] += 1
@@ -140,6 +150,9 @@ class Engine:
         num_ended = fluid.advance(until_us, self._ended, *self._state)
         slots = self._ended[:num_ended].tolist()
         self._free_slots += slots
+        if self._queue_lanes:
+            for slot in slots:
+                self._queue_lanes[int(self._state.lanes[slot]["hardware_queue"])] -= 1
         return [int(self._state.lanes[slot]["number"]) for slot in slots]
 
     def _add_slots(self, num_slots: int, num_kernels: int) -> None:

@@ -6,13 +6,16 @@ pace of its arithmetic or of its traffic, whichever is slower. Beside others:
 
 - Units. A kernel keeps some of its atoms busy for part of its time: that is its load. Where kernels share atoms, blocks
   go to whichever atom has room, so the mean load over a kernel's atoms counts. Above 1 they share the time, in
-  proportion; and INTERFERENCE is what somebody else's blocks on the same units cost even below.
+  proportion; and `Device.interference` is what somebody else's blocks on the same units cost even below.
 - Bandwidth. Kernels that draw more than the device has are held to a common level for each unit's worth of what they
   could draw; those below it get what they need (max-min).
 - Cache. The working sets of kernels at work displace each other from the last level once they exceed it, and what was
-  displaced is fetched again: traffic grows by up to CACHE_PENALTY.
+  displaced is fetched again: traffic grows by up to `Device.cache_penalty`.
 
-A kernel that floats is placed when its launch is over. If it gets no atom it waits, in turn, until one is freed.
+A kernel that floats is placed when its launch is over. If it gets too few atoms it waits, in turn, for more.
+
+Where a device has a bounded number of hardware queues, lanes beyond that share one. A queue's kernels are worked on one
+after another, in the order in which they were launched, whoever they belong to.
 
 Functions are given the arrays that they need one by one: a tuple of all would cost more than what they do.
 Numba's cache knows when this file changes, but not masks.py and state.py: who edits those, touches this one.
@@ -27,10 +30,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from spacetime.scheduler.masks import place
-from spacetime.sim.state import FREE, LAUNCH, LOAD_ONE, WAIT, WORK
+from spacetime.sim.state import BLOCKED, FREE, LAUNCH, LOAD_ONE, WAIT, WORK
 
-INTERFERENCE = 0.1  # slowdown by a neighbour that keeps the same units busy all the time, besides the time it takes
-CACHE_PENALTY = 0.25  # more traffic when a whole cache's worth is displaced
 LEAST_US = 1e-9  # no kernel works for less
 
 Records = NDArray[Any]  # the types of state.py
@@ -47,6 +48,7 @@ def advance(
     steps: Records,
     active: Ints,
     queue: Ints,
+    heads: Ints,
     atoms: Records,
     holders: NDArray[np.int32],
     regions: Records,
@@ -71,14 +73,12 @@ def advance(
             if lane.due_us <= step_us:
                 num_due += 1
                 if lane.phase == WORK:
-                    _end_work(lane, device, atoms, holders, regions, region_atoms)
+                    _end_work(lane, device, heads, atoms, holders, regions, region_atoms)
                     _begin_kernel(lane, steps[slot], holders, regions, region_atoms)
                 elif lane.held < 0:
                     _enqueue(slot, lane, device, queue)
                 else:
-                    step = steps[slot, lane.kernel]
-                    lane.region, lane.compute_us, lane.busy_atoms = step.region, step.compute_us, step.busy_atoms
-                    _begin_work(lane, step, device, atoms, regions, region_atoms, most_bytes_per_us)
+                    _launched(slot, lane, steps[slot], device, heads, atoms, regions, region_atoms, most_bytes_per_us)
             if lane.phase == FREE:
                 ended[num_ended] = slot
                 num_ended += 1
@@ -86,8 +86,21 @@ def advance(
                 active[num_left] = slot
                 num_left += 1
         device.num_lanes = num_left
+        if device.num_blocked > 0:
+            _unblock(device, lanes, steps, active, heads, atoms, regions, region_atoms, most_bytes_per_us)
         _serve_queue(
-            device, lanes, steps, queue, atoms, holders, regions, region_atoms, most_bytes_per_us, table_us, table_busy
+            device,
+            lanes,
+            steps,
+            queue,
+            heads,
+            atoms,
+            holders,
+            regions,
+            region_atoms,
+            most_bytes_per_us,
+            table_us,
+            table_busy,
         )
         if num_ended > 0 or num_due == 0:
             return num_ended
@@ -107,11 +120,11 @@ def _set_rates(
             traffic, alone_us = float(lane.traffic_bytes), lane.alone_us
             if displaces:
                 displaced = min(device.working_set_bytes - traffic, device.working_set_bytes - cache_bytes)
-                traffic *= 1.0 + CACHE_PENALTY * min(1.0, displaced / cache_bytes)
+                traffic *= 1.0 + device.cache_penalty * min(1.0, displaced / cache_bytes)
                 alone_us = max(alone_us, traffic / lane.most_bytes_per_us)
             lane.lasts_us = alone_us * lane.stretch
             if is_shared:
-                lane.lasts_us *= _slowdown_by_sharing(lane, device.stamp, atoms, regions, region_atoms)
+                lane.lasts_us *= _slowdown_by_sharing(lane, device, atoms, regions, region_atoms)
             lane.rate = 1.0 / lane.lasts_us
             lane.draws_bytes_per_us = traffic * lane.rate
             drawn += lane.draws_bytes_per_us
@@ -128,18 +141,19 @@ def _set_rates(
 
 @njit(cache=True, error_model="numpy")
 def _slowdown_by_sharing(
-    lane: Any, stamp: int, atoms: Records, regions: Records, region_atoms: NDArray[np.int32]
+    lane: Any, device: Any, atoms: Records, regions: Records, region_atoms: NDArray[np.int32]
 ) -> float:
     """Lanes with the same atoms look them up once."""
     region = regions[lane.region]
-    if region.seen_at != stamp:
+    if region.seen_at != device.stamp:
         total = 0
         for index in range(region.num_atoms):
             total += atoms[region_atoms[lane.region, index]].load
         region.mean_load = total // region.num_atoms
-        region.seen_at = stamp
+        region.seen_at = device.stamp
     of_others = (region.mean_load - lane.load) / LOAD_ONE
-    slowdown: float = max(1.0, region.mean_load / LOAD_ONE) * (1.0 + INTERFERENCE * min(1.0, max(0.0, of_others)))
+    beside = 1.0 + device.interference * min(1.0, max(0.0, of_others))
+    slowdown: float = max(1.0, region.mean_load / LOAD_ONE) * beside
     return slowdown
 
 
@@ -196,6 +210,75 @@ def _begin_kernel(
 
 
 @njit(cache=True, error_model="numpy")
+def _launched(
+    slot: int,
+    lane: Any,
+    steps: Records,
+    device: Any,
+    heads: Ints,
+    atoms: Records,
+    regions: Records,
+    region_atoms: NDArray[np.int32],
+    most_bytes_per_us: Floats,
+) -> None:
+    """The kernel of a lane that does not float works, or is blocked if it is not at the head of its hardware queue."""
+    if device.hardware_queues == 0 or (device.num_blocked == 0 and heads[lane.hardware_queue] < 0):
+        _work(slot, lane, steps, device, heads, atoms, regions, region_atoms, most_bytes_per_us)
+        return
+    lane.phase, lane.remaining, lane.rate, lane.lasts_us = BLOCKED, 1.0, 0.0, np.inf
+    lane.blocked_at = device.blocks
+    device.blocks += 1
+    device.num_blocked += 1
+
+
+@njit(cache=True, error_model="numpy")
+def _unblock(
+    device: Any,
+    lanes: Records,
+    steps: Records,
+    active: Ints,
+    heads: Ints,
+    atoms: Records,
+    regions: Records,
+    region_atoms: NDArray[np.int32],
+    most_bytes_per_us: Floats,
+) -> None:
+    """In every hardware queue without a head, the kernel that was launched first gets there."""
+    while True:
+        first = -1
+        for index in range(device.num_lanes):
+            slot = active[index]
+            lane = lanes[slot]
+            may_begin = lane.phase == BLOCKED and heads[lane.hardware_queue] < 0
+            if may_begin and (first < 0 or lane.blocked_at < lanes[first].blocked_at):
+                first = slot
+        if first < 0:
+            return
+        device.num_blocked -= 1
+        _work(first, lanes[first], steps[first], device, heads, atoms, regions, region_atoms, most_bytes_per_us)
+
+
+@njit(cache=True, error_model="numpy")
+def _work(
+    slot: int,
+    lane: Any,
+    steps: Records,
+    device: Any,
+    heads: Ints,
+    atoms: Records,
+    regions: Records,
+    region_atoms: NDArray[np.int32],
+    most_bytes_per_us: Floats,
+) -> None:
+    """The kernel of a lane that does not float is at the head of its hardware queue."""
+    if device.hardware_queues > 0:
+        heads[lane.hardware_queue] = slot
+    step = steps[lane.kernel]
+    lane.region, lane.compute_us, lane.busy_atoms = step.region, step.compute_us, step.busy_atoms
+    _begin_work(lane, step, device, atoms, regions, region_atoms, most_bytes_per_us)
+
+
+@njit(cache=True, error_model="numpy")
 def _enqueue(slot: int, lane: Any, device: Any, queue: Ints) -> None:
     lane.phase, lane.remaining, lane.rate, lane.lasts_us = WAIT, 1.0, 0.0, np.inf
     queue[(device.queue_head + device.queue_size) % queue.size] = slot
@@ -208,6 +291,7 @@ def _serve_queue(
     lanes: Records,
     steps: Records,
     queue: Ints,
+    heads: Ints,
     atoms: Records,
     holders: NDArray[np.int32],
     regions: Records,
@@ -216,14 +300,21 @@ def _serve_queue(
     table_us: Floats,
     table_busy: Ints,
 ) -> None:
-    """Whoever came first is placed first; when there is nothing for it the others wait too."""
+    """Whoever came first is placed first; when there is too little for it, or its hardware queue has a head, the others
+
+    wait too. Only kernels that work are heads: one that waited there would keep lanes from ending that hold its units.
+    """
     while device.queue_size > 0:
         slot = queue[device.queue_head]
         lane, step = lanes[slot], steps[slot, lanes[slot].kernel]
+        if device.hardware_queues > 0 and heads[lane.hardware_queue] >= 0:
+            return
         if not _place(lane, step, device, holders, regions, region_atoms, table_us, table_busy):
             return
         device.queue_head = (device.queue_head + 1) % queue.size
         device.queue_size -= 1
+        if device.hardware_queues > 0:
+            heads[lane.hardware_queue] = slot
         _begin_work(lane, step, device, atoms, regions, region_atoms, most_bytes_per_us)
 
 
@@ -238,10 +329,10 @@ def _place(
     table_us: Floats,
     table_busy: Ints,
 ) -> bool:
-    """Give a floating kernel its atoms; False when there is none for it."""
+    """Give a floating kernel its atoms; False when there are too few for it."""
     own = lane.own_region
     granted = place(holders, device.num_groups, step.atoms, lane.order, lane.max_overlap, region_atoms[own])
-    if granted == 0:
+    if granted < max(1, min(step.atoms, lane.least_atoms)):
         return False
     regions[own].num_atoms = granted
     for index in range(granted):
@@ -281,11 +372,14 @@ def _begin_work(
 def _end_work(
     lane: Any,
     device: Any,
+    heads: Ints,
     atoms: Records,
     holders: NDArray[np.int32],
     regions: Records,
     region_atoms: NDArray[np.int32],
 ) -> None:
+    if device.hardware_queues > 0:
+        heads[lane.hardware_queue] = -1
     device.num_kernels += 1
     device.moved_bytes += lane.traffic_bytes
     device.working_set_bytes -= lane.traffic_bytes

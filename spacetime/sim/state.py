@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# A lane's phases. It launches, waits for units (if it floats and none is free), works; then its next kernel.
-FREE, LAUNCH, WAIT, WORK = range(4)
+# A lane's phases. It launches, is blocked while another lane's kernel is at the head of its hardware queue, waits for
+# units (if it floats and too few are free), works; then its next kernel.
+FREE, LAUNCH, WAIT, WORK, BLOCKED = range(5)
 
 LOAD_ONE = float(1 << 40)  # a unit that is busy all the time; whole numbers add up the same in any order
 
@@ -38,6 +39,9 @@ LANE = np.dtype(
         ("own_region", "i8"),  # where a floating lane keeps what it is granted
         ("order", "i8"),
         ("max_overlap", "i8"),
+        ("least_atoms", "i8"),  # a kernel that floats waits rather than take fewer, unless it wants fewer
+        ("hardware_queue", "i8"),
+        ("blocked_at", "i8"),  # the order in which lanes were blocked
         ("stretch", "f8"),  # it takes so many times as long as it should
         ("remaining", "f8"),  # of the phase: us of a launch, part of a kernel
         ("rate", "f8"),  # how much of that in a us
@@ -64,6 +68,8 @@ DEVICE = np.dtype(
     [
         ("bytes_per_us", "f8"),
         ("cache_bytes", "f8"),
+        ("interference", "f8"),
+        ("cache_penalty", "f8"),
         ("num_atoms", "i8"),
         ("num_units", "i8"),
         ("units_per_atom", "i8"),
@@ -76,6 +82,9 @@ DEVICE = np.dtype(
         ("num_lanes", "i8"),  # that run
         ("queue_head", "i8"),
         ("queue_size", "i8"),
+        ("hardware_queues", "i8"),  # 0: every lane has its own
+        ("num_blocked", "i8"),
+        ("blocks", "i8"),  # counts them
         ("working_set_bytes", "i8"),  # of all kernels that work
         ("busy_atoms", "i8"),  # of the same
         ("covered_atoms", "i8"),  # with a kernel on them
@@ -93,6 +102,7 @@ class State(NamedTuple):
     steps: NDArray[Any]  # STEP by slot and kernel
     active: NDArray[np.int64]  # slots of the lanes that run, in order of their start
     queue: NDArray[np.int64]  # slots of the lanes that wait for units: a ring
+    heads: NDArray[np.int64]  # by hardware queue: the slot of the lane whose kernel is at its head; -1: none
     atoms: NDArray[Any]  # ATOM by atom
     holders: NDArray[np.int32]  # by atom: lanes that hold it and floating kernels on it; what `masks.place` looks at
     regions: NDArray[Any]  # REGION by region

@@ -68,7 +68,7 @@ def test_a_lane_floats_with_the_knee_of_every_run_of_kernels(name: str) -> None:
     plan = get_policy(name)(seen, KneeCosts(DEVICE, a=(2, 2, 1, 8, 8)))
     sizes = [(4, 0, 2), (2, 2, 3), (17, 3, -1)]  # all atoms are the whole device
     segments = tuple(Segment(Partition.floating(units), first, last) for units, first, last in sizes)
-    placement = Placement(ALL[name], 0 if name in ISOLATED else UNLIMITED)
+    placement = Placement(ALL[name], 0, 16) if name in ISOLATED else Placement(ALL[name], UNLIMITED)
     lane = Lane("a", seen.tenants[0].waiting[:1], segments, fused=False, placement=placement)
     assert plan == Plan((lane,), isolated=name in ISOLATED)
 
@@ -111,6 +111,21 @@ def test_isolated_lanes_shrink_to_what_is_free_then_wait() -> None:
     seen = snapshot(view("a", arrival_us=1), view("b", arrival_us=2), view("c", arrival_us=3), device=DEVICE)
     plan = krisp(seen, KneeCosts(DEVICE, a=(5,), b=(5,), c=(1,)))
     assert {name: atoms.bit_count() for name, atoms in atoms_of(plan).items()} == {"a": 5, "b": 3}
+
+
+def test_isolated_lanes_wait_for_an_equal_share() -> None:
+    seen = snapshot(view("a", arrival_us=1), view("b", arrival_us=2), device=DEVICE)
+    plan = krisp(seen, KneeCosts(DEVICE, a=(5,), b=(5,)))
+    assert [atoms.bit_count() for atoms in atoms_of(plan).values()] == [5], "of the 4 that are its share 3 are left"
+    plan = krisp(seen, KneeCosts(DEVICE, a=(5,), b=(3,)))
+    assert [atoms.bit_count() for atoms in atoms_of(plan).values()] == [5, 3], "it wants no more"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_only_isolated_lanes_that_float_have_a_least_size_and_it_is_an_equal_share(name: str) -> None:
+    seen = replace(snapshot(view("a"), view("b"), device=DEVICE, running=(on(1), on(2))), capabilities=FLOATING)
+    placements = {lane.placement for lane in get_policy(name)(seen, KneeCosts(DEVICE)).lanes}
+    assert {placement.min_units for placement in placements if placement} == {4 if name in ISOLATED else 1}
 
 
 def test_overlapping_lanes_get_what_they_need() -> None:
@@ -157,6 +172,13 @@ def test_there_is_a_limit_to_what_is_on_the_device_at_once(capabilities: Capabil
     seen = replace(snapshot(*tenants, device=DEVICE, running=(on(1),)), capabilities=capabilities)
     plan = krisp_overlap(seen, KneeCosts(DEVICE))
     assert [lane.tenants[0] for lane in plan.lanes] == [view.name for view in tenants[:-MAX_LANES:-1]]
+
+
+def test_there_are_no_more_lanes_than_hardware_queues() -> None:
+    tenants = [view(f"t{i}", arrival_us=i) for i in range(5)]
+    device = replace(DEVICE, hardware_queues=3)
+    plan = krisp_overlap(snapshot(*tenants, device=device, running=(on(1),)), KneeCosts(device))
+    assert [lane.tenants[0] for lane in plan.lanes] == ["t0", "t1"]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -225,5 +247,6 @@ def test_plans_verify_repeat_and_leave_nobody_out(
         assert len(plan.lanes) == len(ready)
     elif len(plan.lanes) < len(ready):  # the next one does not fit
         free = seen.free_atoms & ~sum(lane.atoms for lane in plan.lanes)
-        needed = min(seen.device.num_atoms, -(-ready[len(plan.lanes)].min_units // seen.device.units_per_atom))
-        assert free.bit_count() < needed
+        first_out, lanes = ready[len(plan.lanes)], min(len(ready), MAX_LANES) + len(seen.running)
+        needed = min(seen.device.num_atoms, -(-first_out.min_units // seen.device.units_per_atom))
+        assert free.bit_count() < max(needed, seen.device.num_atoms // lanes, 1)

@@ -6,7 +6,7 @@ import pytest
 
 from spacetime.errors import OptionError, RejectedError
 from spacetime.plan import TenantView
-from spacetime.scheduler.queues import ACTIVE_US, LOOKS_PER_PUSH, VISIBLE_REQUESTS
+from spacetime.scheduler.queues import ACTIVE_US, LOOKS_PER_PUSH, PROMISED_US, VISIBLE_REQUESTS
 from spacetime.scheduler.request import Request
 from tests.scheduler.harness import Echo, World
 
@@ -164,3 +164,43 @@ def test_arrivals_that_find_the_queue_full_are_seen() -> None:
         world.submit("a")
     view = view_of(world, "a")
     assert view.arrivals_per_s > 90 and view.completions_per_s == 0 and view.latency_us == 0
+
+
+def test_the_tightest_objective_of_who_may_come_is_known_for_a_while() -> None:
+    world = World("time_slice")
+    world.add("none")
+    world.add("loose", slo_us=9_000)
+    world.add("tight", slo_us=2_000)
+    for name in ("none", "tight", "loose"):
+        world.submit(name)
+    assert world.scheduler.snapshot().promised_us is None, "all of them wait: what they ask is known"
+    world.step()  # "none" came first: the others wait
+    assert world.scheduler.snapshot().promised_us is None
+    world.backend.advance(100)
+    world.step()  # "tight" runs
+    assert world.scheduler.snapshot().promised_us == 2_000
+    world.run()
+    assert world.scheduler.snapshot().promised_us == 2_000
+    world.scheduler.remove_tenant("tight")
+    assert world.scheduler.snapshot().promised_us == 9_000
+    world.backend.advance(PROMISED_US + 1_000)
+    assert world.scheduler.snapshot().promised_us is None, "it has not asked for long"
+
+
+def test_a_snapshot_says_since_when_lanes_run_and_when_one_ended() -> None:
+    world = World("streams", latency_us=lambda lane: 1000 * lane.num_rows)
+    for name in "ab":
+        world.add(name)
+    world.submit("a", 3)
+    world.step()
+    world.backend.advance(500)
+    world.submit("b", 1)
+    world.step()
+    first = world.scheduler.snapshot()
+    since_a_us, since_b_us = first.running_since_us
+    assert since_a_us < 500 <= since_b_us <= first.now_us and first.freed_at_us == 0
+    world.backend.advance(1000)
+    world.step()
+    second = world.scheduler.snapshot()
+    assert second.running_since_us == (since_a_us,)
+    assert 1500 <= second.freed_at_us <= second.now_us

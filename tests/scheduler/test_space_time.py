@@ -10,7 +10,9 @@ from spacetime.plan import Lane, Plan, RequestView, Segment, Snapshot, TenantVie
 from spacetime.scheduler.space_time import (
     HOLD_GAP_US,
     HOLD_SHARE,
+    LANE_SHARE,
     MAX_HOLD_US,
+    REJOIN_SHARE,
     ROWS_PER_LANE,
     space_time,
     space_time_floating,
@@ -294,3 +296,51 @@ def test_floating_lanes_ask_for_what_their_kernels_need() -> None:
 def test_floating_lanes_keep_their_atoms_where_the_device_does_not_place_kernels() -> None:
     view = replace(snapshot(tenant_view("t", 1)), capabilities=SEGMENTS)
     assert space_time_floating(view, Kernels()) == space_time(view, Kernels())
+
+
+# -- peers whose lane is about to end ---------------------------------------------------------------------
+
+LOOP: dict[str, Any] = {"arrivals_per_s": 500.0, "latency_us": 2000.0}  # one request of it is in the system at any time
+
+
+def halves(now_us: int, since_us: int, costs: TableCosts = FUSING_PAYS, **options: Any) -> Plan:
+    """One half of a closed loop waits since 1000 on two cores, the other half runs on the other two."""
+    waiting = [tenant_view(f"t{i}", 1, arrival_us=1000, active_peers=3, **(LOOP | options)) for i in range(2)]
+    other = tuple(RequestView(9, f"t{i}", 1, 0) for i in (2, 3))
+    running = (Lane("cohort", other, (Segment(CORES.partition(2)),)),)
+    seen = snapshot(*waiting, now_us=now_us, running=running)
+    return space_time(replace(seen, running_since_us=(since_us,), freed_at_us=1000), costs)
+
+
+def test_half_a_closed_loop_waits_for_the_other_half_when_that_ends_soon() -> None:
+    # A lane of two takes 1500 us on two cores; the other half ends at 1200, and all together take 1250.
+    assert halves(1000, -300) == Plan((), 1200 + HOLD_GAP_US)
+
+
+def test_half_a_closed_loop_does_not_wait_for_long_nor_for_nothing() -> None:
+    assert len(halves(1000, 900).lanes) == 1, "it would wait for 1400 us"
+    no_gain = TableCosts(lambda tenants, rows, units: 1000.0 * rows / units)
+    assert len(halves(1000, 100, no_gain).lanes) == 1
+    assert len(halves(1000, -300, deadline_us=2505).lanes) == 1, "it would be late"
+    assert len(halves(1000, -300, arrivals_per_s=50.0).lanes) == 1, "who asks seldom does not come back at once"
+    late_us = 1000 + int(REJOIN_SHARE * 1500)
+    assert len(halves(late_us, late_us - 1400).lanes) == 1, "it has waited long enough"
+
+
+def test_when_the_other_half_has_ended_it_gets_a_moment_to_come_back() -> None:
+    waiting = [tenant_view(f"t{i}", 1, arrival_us=1000, active_peers=3, **LOOP) for i in range(2)]
+    seen = replace(snapshot(*waiting, now_us=1110), freed_at_us=1100)
+    assert space_time(seen, FUSING_PAYS) == Plan((), 1100 + HOLD_GAP_US)
+    assert len(space_time(replace(seen, now_us=1100 + HOLD_GAP_US), FUSING_PAYS).lanes) == 1
+
+
+# -- those who may come while a lane runs -----------------------------------------------------------------
+
+
+def test_a_flood_gets_no_longer_lanes_than_the_objectives_of_others_allow() -> None:
+    flood = tenant_view("flood", *[1] * 64)
+    by_rows = TableCosts(lambda tenants, rows, units: 100.0 * rows)
+    seen = snapshot(flood, device=ONE)
+    assert shapes(space_time(seen, by_rows)) == [(64, 1)]
+    assert shapes(space_time(replace(seen, promised_us=8000), by_rows)) == [(int(LANE_SHARE * 80), 1)]
+    assert shapes(space_time(replace(seen, promised_us=10), by_rows)) == [(1, 1)], "one request is never cut"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 from spacetime.device import Device
 from spacetime.plan import Placement
 from spacetime.sim.engine import FLOATS, Engine, Script
-from spacetime.sim.fluid import CACHE_PENALTY, INTERFERENCE
 from spacetime.sim.state import STEP
 
 DEVICE = Device("four atoms of two", "model", num_units=9, units_per_atom=2, bytes_per_us=100.0, cache_bytes=10_000)
@@ -26,12 +26,19 @@ def fixed(
     return Script(steps, engine.region(atoms))
 
 
-def floating(engine: Engine, wanted: int, one_atom_us: float, max_overlap: int = 0, serial_us: float = 0.0) -> Script:
+def floating(
+    engine: Engine,
+    wanted: int,
+    one_atom_us: float,
+    max_overlap: int = 0,
+    serial_us: float = 0.0,
+    min_units: int = 1,
+) -> Script:
     steps = np.zeros(1, STEP)
     sizes = np.arange(1, DEVICE.num_atoms + 1)
     steps["atoms"], steps["serial_us"] = wanted, serial_us
     steps["row"] = engine.table(one_atom_us / sizes[None, :], sizes[None, :])
-    return Script(steps, FLOATS, Placement("packed", max_overlap))
+    return Script(steps, FLOATS, Placement("packed", max_overlap, min_units))
 
 
 def ends(engine: Engine) -> dict[int, float]:
@@ -68,7 +75,7 @@ def test_lanes_on_the_same_atoms_share_their_time_and_pay_for_it() -> None:
     engine = Engine(DEVICE)
     engine.start(fixed(engine, 0b1111, compute_us=10))
     engine.start(fixed(engine, 0b1111, compute_us=10))
-    assert ends(engine)[1] == pytest.approx(20 * (1 + INTERFERENCE))
+    assert ends(engine)[1] == pytest.approx(20 * (1 + DEVICE.interference))
 
 
 def test_kernels_that_fill_half_the_atoms_fit_beside_each_other() -> None:
@@ -77,7 +84,7 @@ def test_kernels_that_fill_half_the_atoms_fit_beside_each_other() -> None:
     script.steps["busy_atoms"] = 2
     engine.start(script)
     engine.start(script)
-    assert ends(engine)[1] == pytest.approx(10 * (1 + INTERFERENCE / 2))
+    assert ends(engine)[1] == pytest.approx(10 * (1 + DEVICE.interference / 2))
 
 
 def test_bandwidth_is_shared_and_who_needs_little_gets_it() -> None:
@@ -95,7 +102,7 @@ def test_working_sets_beyond_the_cache_add_traffic() -> None:
     engine.start(fixed(engine, 0b0011, traffic=8000))
     engine.start(fixed(engine, 0b1100, traffic=8000))
     displaced = 6000  # of 16000, 10000 fit
-    assert ends(engine)[1] == pytest.approx(160 * (1 + CACHE_PENALTY * displaced / 10_000))
+    assert ends(engine)[1] == pytest.approx(160 * (1 + DEVICE.cache_penalty * displaced / 10_000))
 
 
 def test_floating_kernels_get_what_is_free_and_wait_for_the_first_atom() -> None:
@@ -107,11 +114,38 @@ def test_floating_kernels_get_what_is_free_and_wait_for_the_first_atom() -> None
     assert [found[number] for number in range(3)] == pytest.approx([10, 20, 20])
 
 
+def test_floating_kernels_wait_for_the_least_they_may_have() -> None:
+    engine = Engine(DEVICE)
+    engine.start(floating(engine, 3, 30.0))  # three atoms until 10
+    engine.start(floating(engine, 3, 30.0, min_units=3))  # one atom is free: two units; it waits
+    engine.start(floating(engine, 1, 5.0, min_units=8))  # wants less than its least: all it wants will do
+    found = ends(engine)
+    assert [found[number] for number in range(3)] == pytest.approx([10, 20, 15])  # the last one waits its turn
+
+
+def test_lanes_beyond_the_hardware_queues_wait_for_each_others_kernels() -> None:
+    engine = Engine(replace(DEVICE, hardware_queues=1))
+    engine.start(fixed(engine, 0b0011, compute_us=10, serial_us=2, kernels=2))
+    engine.start(fixed(engine, 0b1100, compute_us=10, serial_us=3, kernels=1))
+    found = ends(engine)  # 2..12, 12..22, 22..32: the first lane's second launch goes on meanwhile
+    assert found == {1: pytest.approx(22), 0: pytest.approx(32)}
+
+
+def test_each_lane_takes_the_hardware_queue_with_the_fewest() -> None:
+    engine = Engine(replace(DEVICE, hardware_queues=2))
+    for atom in range(2):
+        engine.start(fixed(engine, 1 << atom, compute_us=10))
+    assert list(ends(engine).values()) == pytest.approx([10, 10])
+    for atom in range(3):
+        engine.start(fixed(engine, 1 << atom, compute_us=10))
+    assert list(ends(engine).values()) == pytest.approx([20, 20, 30])
+
+
 def test_overlap_shares_atoms_instead_of_waiting() -> None:
     engine = Engine(DEVICE)
     engine.start(floating(engine, 4, 40.0, max_overlap=1))
     engine.start(floating(engine, 4, 40.0, max_overlap=1))
-    assert ends(engine)[1] == pytest.approx(20 * (1 + INTERFERENCE))
+    assert ends(engine)[1] == pytest.approx(20 * (1 + DEVICE.interference))
 
 
 def test_atoms_of_a_fixed_lane_are_its_own_until_it_ends() -> None:

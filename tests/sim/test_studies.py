@@ -165,10 +165,10 @@ def test_right_sizing_gains_over_one_worker_and_over_equal_partitions() -> None:
     assert gains["`time_slice`"][:3] == pytest.approx((1.0, 1.0, 1.0), rel=0.01), "taking turns gains nothing"
 
 
-def test_isolated_masks_differ_in_nothing_and_have_long_tails() -> None:
+def test_isolated_masks_differ_in_nothing_and_have_no_long_tails() -> None:
     gains = table(quick("krisp"), "Throughput, and p99")
     assert gains["`krisp`"] == gains["`krisp_packed`"] == gains["`krisp_distributed`"]
-    assert gains["`krisp`"][-1] > 2 * gains["`krisp_overlap`"][-1]  # type: ignore[operator]
+    assert gains["`krisp`"][-1] < 1.5 * gains["`static`"][-1]  # type: ignore[operator]
 
 
 def test_workers_in_step_get_in_each_others_way() -> None:

@@ -257,23 +257,24 @@ def _notes(
     all_rows: Sequence[int],
     without_launches: float,
 ) -> tuple[str, ...]:
-    from spacetime.sim.fluid import CACHE_PENALTY, INTERFERENCE  # it loads numba
-
     most, few, many = WORKERS[-1], all_rows[0], all_rows[-1]
     gains = {(p, rows): _mean_gain(reports, p, models, most, rows) for p in policies for rows in all_rows}
     tails = {model: _tail(reports, ("krisp", model, most, many)) for model in models}
     worst = max(tails, key=lambda model: tails[model])
-    floor, num_units = 1 / (1 + INTERFERENCE) / (1 + CACHE_PENALTY), devices.find(DEVICE).num_units
+    device = devices.find(DEVICE)
+    floor, num_units = 1 / (1 + device.interference) / (1 + device.cache_penalty), device.num_units
     in_step_streams, in_step_krisp = (_mean_gain(in_step, p, models, most, few) for p in ("streams", "krisp_overlap"))
     return (
         f"Over `streams` there is no gain: {gains['krisp_overlap', few]:.2f} against {gains['streams', few]:.2f} for "
         f"{most} workers with {_rows_words(few)}. The published figures taken together say that MPS default did "
         f"{OVER_ISOLATED / OVER_STREAMS:.2f} of what one worker does alone. The contention model cannot do that: "
         "kernels that share units share them perfectly, whoever has room works, and others' blocks cost at most "
-        f"{INTERFERENCE:.0%} in time and {CACHE_PENALTY:.0%} in traffic, so that `streams` does {floor:.2f} at worst. "
-        "What it leaves out is what uncontrolled streams do on a real device: blocks queue behind those of an earlier "
-        "kernel, and kernels evict each other from caches and local memory. `streams` is an upper bound here, and its "
-        "lead over policies that isolate says nothing about real devices.",
+        f"{device.interference:.0%} in time and {device.cache_penalty:.0%} in traffic, so that `streams` does "
+        f"{floor:.2f} at worst. (Space-Time, 2018, saw its slowest tenant 25% behind the fastest under MPS.) Hardware "
+        f"queues are bounded, {device.hardware_queues} of them, but {most} workers need no more than {most}. What it "
+        "leaves out is what uncontrolled streams do on a real device: blocks queue behind those of an earlier kernel, "
+        "and kernels evict each other from first-level caches and local memory. `streams` is an upper bound here, and "
+        "its lead over policies that isolate says nothing about real devices.",
         f"Over one worker alone, {_rows_words(few)}: {gains['krisp_overlap', few]:.2f} overlapping and "
         f"{gains['krisp', few]:.2f} isolated, published {OVER_ISOLATED:.2f}. While one worker launches, others work: "
         f"where launches take no time, {without_launches:.2f} is left of the former. That the figures agree is thus "
@@ -287,10 +288,11 @@ def _notes(
         "smaller with larger batches for the same reason. "
         f"`gslice` does the same as `static`: a model as a whole needs more than the {num_units // most} units that "
         "are its share, so that right-sizing by model has nothing to give back.",
-        f"`krisp` has long tails, {tails[worst]:.0f} times the p99 of one worker alone in {worst} with "
-        f"{_rows_words(many)}. It isolates: a kernel that starts while others hold almost everything gets the "
-        "few units that are left, down to one, and keeps them until it ends. To wait for some least number of units "
-        "would mend it. Overlapping has no such tails.",
+        f"`krisp` isolates: a kernel that starts while others hold almost everything gets the units that are left, but "
+        "no fewer than an equal share of the device among the lanes, or its knee: it waits for those. Its longest tail "
+        f"is {tails[worst]:.1f} times the p99 of one worker alone, in {worst} with {_rows_words(many)}. (Without that "
+        "bound, down to one unit, the same study had tails of 26 times.) The bound is ours: what KRISP's allocator "
+        "does with so little left is not known here.",
         "Packed, distributed and conserved masks do the same when isolated: the model has nothing that depends on the "
         "shader engine, so only how many units are free counts.",
         f"`space_time` does as `static` does ({gains['space_time', few]:.2f} with {_rows_words(few)}), and less than "
