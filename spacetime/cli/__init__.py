@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from spacetime._version import __version__
-from spacetime.cli import bench, compare, demo, doctor, profile, simulate, study
+from spacetime.cli import bench, compare, demo, doctor, plan, profile, simulate, study
 from spacetime.errors import SpacetimeError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(doctor.doctor)
+app.command()(plan.plan)
 app.command()(simulate.simulate)
 app.command()(profile.profile)
 app.command()(compare.compare)
