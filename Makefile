@@ -42,6 +42,9 @@ bench-smoke: $(READY) ## run every group of benchmarks as briefly as can be: the
 report: $(READY) ## bench/results/ as docs/results.md, and as one HTML page with pictures under build/report
 	@$(BIN)/python -m bench.report
 
+profiles: $(READY) ## write the modelled profiles of the zoo, profiles/model-*, again
+	@$(BIN)/python -m bench.shipped
+
 device: ## prove everything on this machine's NVIDIA GPU, with DEVICE_PYTHON's own packages: 9 minutes at most
 	@PYTHONPATH=. $(DEVICE_PYTHON) -m bench.device
 

@@ -58,6 +58,7 @@ STAGES = (
     Stage("many_contexts", "partitions", 45),
     Stage("unions", "partitions", 30),
     Stage("conv", "speed", 60),
+    Stage("profile", "profiles", 60),
     Stage("sanitizer", "host", 110),
     Stage("slot_sanitizer", "kernels", 90),
     Stage("mps", "host", 90),

@@ -110,6 +110,35 @@ def latencies(notes: Notes) -> None:
             "one copy of a slot table, one replay of 50 kernels",
             us=round(statistics.median(samples), 1),
         )
+    with notes.trying("waiting for a lane"):
+        waits = {name: _wait(blocking) for name, blocking in (("spinning", False), ("blocking", True))}
+        figures = {f"{name}_{key}": value for name, found in waits.items() for key, value in found.items()}
+        notes.note(
+            "waiting for a lane",
+            INFO,
+            "an event after about 1 ms of work: from its end to the host; CPU time meanwhile",
+            **figures,
+        )
+
+
+def _wait(blocking: bool) -> dict[str, float]:
+    """How long after the work the thread goes on, and how much of a core it kept busy meanwhile."""
+    cycles = 1_500_000  # about a millisecond; how long it was is measured
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    late_us, busy = [], []
+    for _ in range(100):
+        torch.cuda.synchronize()
+        last = torch.cuda.Event(blocking=blocking)
+        start_s, cpu_s = time.perf_counter(), time.thread_time()
+        begin.record()
+        torch.cuda._sleep(cycles)
+        end.record()
+        last.record()
+        last.synchronize()
+        wall_us, cpu_us = 1e6 * (time.perf_counter() - start_s), 1e6 * (time.thread_time() - cpu_s)
+        late_us.append(wall_us - 1e3 * begin.elapsed_time(end))
+        busy.append(cpu_us / wall_us)
+    return {"late_us": round(statistics.median(late_us), 1), "of_a_core": round(statistics.median(busy), 2)}
 
 
 def overlap(notes: Notes) -> None:

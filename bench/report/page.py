@@ -13,7 +13,7 @@ from bench.report import svg
 from bench.report.document import Document
 from bench.report.figures import Chart, Section, Sheet
 from bench.report.png import COLOURS, GREY
-from spacetime.profiler.page import _STYLE as PROFILER_STYLE  # one look for both pages
+from spacetime.profiler.page import STYLE as PROFILER_STYLE  # one look for both pages
 
 MOST_KINDS = 3
 SHORT = 44  # letters of a cell that are not broken into lines

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from spacetime.backends.compiler import compile_program
 from spacetime.capture.cohort import Cohort
-from spacetime.kernels import RowMap
+from spacetime.kernels import AnyRows, RowMap, SlotKernel
 from spacetime.plan import Lane
 from spacetime.scheduler.protocols import Outcome
 
@@ -95,6 +95,36 @@ class CohortExecutable:
     def resident_bytes(self) -> int:
         """Weights of all members, shared content once, and the copies that kernels keep of them."""
         return self.cohort.resident_bytes() + self._program.prepacked_bytes
+
+    @property
+    def kernels(self) -> tuple[SlotKernel, ...]:
+        """The slot kernels of its program, in order; see kernels/bound for what they tell."""
+        return self._program.kernels
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Is its program in the form for GPUs (capture/on_gpu.py)?"""
+        return any(step.target == "gpu_owners" for step in self.cohort.fused.steps)
+
+    def warm(self, tensors: Sequence[Tensor], row_counts: Iterable[int]) -> None:
+        """Compile what its kernels need for batches of so many rows, before lanes would. Nothing to do on a CPU."""
+        if not self.is_on_gpu:
+            return
+        from spacetime.kernels.bound import warm  # nobody else waits for its import
+
+        for count in row_counts:
+            try:
+                warm(self._program.run, tensors, [count])
+            except torch.OutOfMemoryError:  # nor will such a lane have the memory
+                return
+
+    def run_any(self, rows: AnyRows, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+        """The program on a batch whose owners are in device memory; `MixError` where a step must know them here."""
+        return self._program.run(rows, *inputs)
+
+    def results(self, outputs: Sequence[Any], counts: list[int]) -> list[Any]:
+        """The program's outputs for requests of so many rows each, in memory of their own."""
+        return [self._rebuild(leaves) for leaves in self._split(outputs, counts)]
 
     def flat_outputs(self, name: str, tensors: Sequence[Tensor]) -> list[Any]:
         """One tenant's results as a flat list, for the self-check."""

@@ -23,6 +23,7 @@ from spacetime.cli.models import KINDS, NamedModel, load_model
 from spacetime.errors import OptionError
 from spacetime.profiler import pictures
 from spacetime.profiler.campaign import Progress
+from spacetime.profiler.compare import Comparison, compared
 from spacetime.profiler.curves import Knee
 from spacetime.profiler.figures import print_count, print_us, shorten, timeline
 from spacetime.profiler.page import page
@@ -59,7 +60,7 @@ class ProfileReport(Value):
     tolerance: float
     totals: tuple[Total, ...]
     files: tuple[str, ...]  # what was written: the profile first, then the page
-    comparison: comparing.Comparison | None
+    comparison: Comparison | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Files(Value):
 
 def profile(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=KINDS)],
-    device: Annotated[str, typer.Option(help="cpu, or model:NAME (model:h200), which is modelled.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda:N, or model:NAME (model:h200), which is modelled.")] = "cpu",
     rows: Annotated[str, typer.Option(help="Batch sizes; the layers are shown for the first.")] = "1",
     units: Annotated[str | None, typer.Option(help="Only these numbers of units, as 1,2,4.")] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Of the best latency, within which a knee is.")] = TOLERANCE,
@@ -130,7 +131,7 @@ def profile(
 
     folder = store if store is not None else default_store()
     found = _interruptible(measure, named.name, device, folder)
-    comparison = None if other is None else comparing.compared(other, found, force=force)
+    comparison = None if other is None else compared(other, found, force=force)
     report = _report(named, found, _write(files, folder, named.name, found), comparison)
     if as_json:
         print(report.to_json())
@@ -234,9 +235,7 @@ def _details(found: Profile) -> dict[str, str]:
 # -- printing --------------------------------------------------------------------------------------------------------
 
 
-def _report(
-    named: NamedModel, found: Profile, files: tuple[Path, ...], comparison: comparing.Comparison | None
-) -> ProfileReport:
+def _report(named: NamedModel, found: Profile, files: tuple[Path, ...], comparison: Comparison | None) -> ProfileReport:
     shown_first = (found.rows, *(rows for rows in found.all_rows if rows != found.rows))
     return ProfileReport(
         model=named.name,
@@ -265,6 +264,8 @@ def _print(report: ProfileReport) -> None:
         f"· knees within {report.tolerance:.0%} of the best latency",
         soft_wrap=True,
     )
+    if environment.unconfined:
+        console.print(f"measured on the whole device only: {environment.unconfined}", soft_wrap=True)
     console.print(_layer_table(first, console.width))
     console.print(_total_table(report.totals))
     if report.comparison is not None:

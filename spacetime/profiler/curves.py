@@ -66,7 +66,7 @@ def find_knee(points: Sequence[Point], tolerance: float = TOLERANCE, seed: int =
     """
     points = _checked(points)
     units = np.array([point.units for point in points], dtype=np.float64)
-    fitted = monotone(_medians(points), _weights(points))
+    fitted = monotone(_medians(points), weights_of(points))
     index = _first_within(fitted, tolerance)
     most = units[-1]
     return Knee(
@@ -83,7 +83,7 @@ def find_knee(points: Sequence[Point], tolerance: float = TOLERANCE, seed: int =
 def knee_units(points: Sequence[Point], tolerance: float = TOLERANCE) -> int:
     """The size of `find_knee` alone."""
     points = _checked(points)
-    return points[_first_within(monotone(_medians(points), _weights(points)), tolerance)].units
+    return points[_first_within(monotone(_medians(points), weights_of(points)), tolerance)].units
 
 
 def fit_law(points: Sequence[Point]) -> Law:
@@ -116,6 +116,13 @@ def monotone(values: Floats, weights: Floats) -> Floats:
     return np.repeat([level[0] for level in levels], [int(level[2]) for level in levels])
 
 
+def weights_of(points: Sequence[Point]) -> Floats:
+    """A median of many samples that agree counts for more."""
+    spreads = [np.median(np.abs(np.array(point.samples_us) - point.median_us)) for point in points]
+    relative = [spread / point.median_us + 0.01 for spread, point in zip(spreads, points, strict=True)]
+    return np.array([len(point.samples_us) / part**2 for part, point in zip(relative, points, strict=True)])
+
+
 def _checked(points: Sequence[Point]) -> list[Point]:
     ordered = sorted(points, key=lambda point: point.units)
     sizes = [point.units for point in ordered]
@@ -129,13 +136,6 @@ def _medians(points: Sequence[Point]) -> Floats:
     return np.array([point.median_us for point in points])
 
 
-def _weights(points: Sequence[Point]) -> Floats:
-    """A median of many samples that agree counts for more."""
-    spreads = [np.median(np.abs(np.array(point.samples_us) - point.median_us)) for point in points]
-    relative = [spread / point.median_us + 0.01 for spread, point in zip(spreads, points, strict=True)]
-    return np.array([len(point.samples_us) / part**2 for part, point in zip(relative, points, strict=True)])
-
-
 def _first_within(fitted: Floats, tolerance: float) -> int:
     return int((fitted <= fitted[-1] * (1 + tolerance)).argmax())
 
@@ -143,7 +143,7 @@ def _first_within(fitted: Floats, tolerance: float) -> int:
 def _confidence(points: Sequence[Point], index: int, tolerance: float, seed: int) -> float:
     if all(len(point.samples_us) == 1 for point in points):
         return 1.0  # there is nothing to draw: every draw is what was given
-    rng, weights = np.random.default_rng(seed), _weights(points)
+    rng, weights = np.random.default_rng(seed), weights_of(points)
     drawn = [
         np.median(rng.choice(np.array(point.samples_us), (DRAWS, len(point.samples_us))), axis=1) for point in points
     ]

@@ -13,11 +13,15 @@ import torch
 from spacetime._version import __version__
 from spacetime.backends.threads import available_cores
 from spacetime.device import Device
-from spacetime.profiler.records import Environment
+from spacetime.profiler.records import UNCONFINED, Environment
 
 # Set by a user, these change what torch's kernels do.
 _VARIABLES = ("ATEN_CPU_CAPABILITY", "DNNL_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_NVIDIA_DRIVER, _AMD_DRIVER = Path("/proc/driver/nvidia/version"), Path("/sys/module/amdgpu/version")
+
+# How latencies of GPUs come about; another way makes other figures.
+GPU_TIMING = "events on the device, launches queued ahead of it, an empty pair of events subtracted"
 
 
 def cpu_environment() -> Environment:
@@ -30,6 +34,34 @@ def cpu_environment() -> Environment:
         driver=f"{platform.system()} {platform.release()}",
         versions=tuple(sorted({**_libraries(), **_variables()}.items())),
     )
+
+
+def gpu_environment(device: Device, unconfined: str) -> Environment:
+    """A GPU as a backend describes it; `unconfined` says why kernels run on all of it only, "" when they do not."""
+    partitions = f"{device.num_atoms} atoms of {device.units_per_atom} units"
+    facts = _gpu_libraries() | ({UNCONFINED: unconfined} if unconfined else {"partitions": partitions})
+    return Environment(
+        device=device.name,
+        kind=device.kind,
+        num_units=device.num_units,
+        driver=gpu_driver(device.kind),
+        versions=tuple(sorted((facts | {"timing": GPU_TIMING}).items())),
+    )
+
+
+def environment_of(device: Device, unconfined: str = "") -> Environment:
+    """Of a backend's device on this machine; whatever is no GPU computes on the CPU."""
+    return gpu_environment(device, unconfined) if device.kind in ("cuda", "hip") else cpu_environment()
+
+
+def gpu_driver(kind: str) -> str:
+    """As the kernel knows it: "nvidia 580.159.03"."""
+    if kind == "hip":
+        version = _AMD_DRIVER.read_text(encoding="ascii").strip() if _AMD_DRIVER.exists() else "of an unknown version"
+        return f"amdgpu {version}"
+    text = _NVIDIA_DRIVER.read_text(encoding="utf-8") if _NVIDIA_DRIVER.exists() else ""
+    found = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d[\d.]*)", text)
+    return f"nvidia {found.group(1) if found else 'of an unknown version'}"
 
 
 def modelled_environment(device: Device) -> Environment:
@@ -79,6 +111,18 @@ def _libraries() -> dict[str, str]:
         "oneDNN": _found(r"MKL-DNN v(\S+)", built) if torch.backends.mkldnn.enabled else "disabled",
         "MKL": _found(r"Math Kernel Library Version (\S+)", built),
         "OpenMP": _found(r"OpenMP (\d+)", built),
+    }
+
+
+def _gpu_libraries() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "CUDA": torch.version.cuda or "none",
+        "HIP": torch.version.hip or "none",
+        "cuDNN": str(torch.backends.cudnn.version() or "none"),
+        "float32 products": torch.get_float32_matmul_precision(),
+        "float32 convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
     }
 
 

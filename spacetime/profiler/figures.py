@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from spacetime.profiler.curves import Floats, Knee, Law, Point, _weights, fit_law, monotone
+from spacetime.profiler.curves import Floats, Knee, Law, Point, fit_law, monotone, weights_of
 from spacetime.values import Value
 
 NUM_PANELS = 9  # the whole model and the layers that take longest: three by three
@@ -156,7 +156,7 @@ def _panel(name: str, detail: str, points: Sequence[Point], knee: Knee) -> Panel
 
 def _fit(ordered: Sequence[Point]) -> Floats:
     """The curve that `find_knee` reads the knee from."""
-    return monotone(np.array([point.median_us for point in ordered]), _weights(ordered))
+    return monotone(np.array([point.median_us for point in ordered]), weights_of(ordered))
 
 
 def timeline(profile: Profiled) -> Timeline:

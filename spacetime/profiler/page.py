@@ -60,7 +60,7 @@ def page(profile: Profiled, model: str = "", details: Mapping[str, str] | None =
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta http-equiv="Content-Security-Policy" '
             "content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">",
-            f"<title>{title}</title><style>{_STYLE}</style></head><body>",
+            f"<title>{title}</title><style>{STYLE}</style></head><body>",
             f"<header><h1>{title}</h1><p>{escape(drawn.summary)}.</p></header>",
             _tiles(profile, drawn),
             f'<h2>Units needed over time</h2>{_bounds(drawn)}<figure class="wide">{draw_timeline(drawn)}</figure>',
@@ -151,7 +151,7 @@ def _details(profile: Profiled, details: Mapping[str, str]) -> str:
 
 _FILLS = "".join(f".{bound}{{fill:{colour};background:{colour}}}" for bound, colour in COLOURS.items())
 
-_STYLE = (
+STYLE = (
     """
 :root{color-scheme:light dark;--ink:#20242a;--faint:#5a616b;--rule:#e2e5e9;--ground:#fff;--raised:#f6f7f9;
 --blue:#3568b2;--grey:#9aa1ab;--red:#c8352b;--green:#2b8a3e33}

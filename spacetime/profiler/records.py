@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from spacetime.profiler.curves import Point
 from spacetime.values import Value, encode
 
+UNCONFINED = "unconfined"  # of a GPU, among the versions: why it has no partitions
 SCHEMA = 1  # of the lines in a store; profiles/schema.json describes them
 
 
@@ -27,6 +28,11 @@ class Environment(Value):
         """Short and stable: equal environments have equal ids."""
         text = json.dumps(encode(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def unconfined(self) -> str:
+        """Why only the whole device could be measured; "" where it has partitions, or cores."""
+        return dict(self.versions).get(UNCONFINED, "")
 
     def differences(self, other: Environment) -> tuple[str, ...]:
         """What differs, one line each: "torch: 2.12 here, 2.13 there"."""

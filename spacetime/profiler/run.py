@@ -62,7 +62,9 @@ def profile_program(
         found = modelled(program, model, rows, sizes, exact=units is not None, tolerance=tolerance)
         environment, ceilings = modelled_environment(model), ceilings_of(model)
         return _profile(program, environment, ceilings, found, rows[0], tolerance, NO_CACHE)
-    site, runnable = make_site(device), recall(program)
+    source = recall(program)
+    site = make_site(device)
+    runnable = source.on(site.torch_device)
     campaign = Campaign(
         program=program,
         site=site,

@@ -1,4 +1,4 @@
-"""Where kernels are timed: a Protocol, and the CPU behind it. Used by the profiler; a GPU brings a site of its own.
+"""Where kernels are timed: a Protocol, and the CPU behind it. Used by the profiler; gpu_site.py has the one for GPUs.
 
 A site is entered on the thread that measures, and confines what that thread runs to some of the device's units.
 The CPU has one OpenMP team at a time (docs/decisions/002): changing the number of cores lets the team go, and the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -27,6 +27,9 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 Call = Callable[[], object]
+Reading = tuple[int, float, float, int | None]  # kernel, start, end, interruptions so far
+# A run of a program: it reads the clock around every kernel, and tells (clock, interruptions, keep a reading).
+Run = Callable[[Callable[[], float], Callable[[], int], Callable[[Reading], object]], object]
 
 SWEPT_IF_UNKNOWN_BYTES = 256 << 20
 PRODUCT_SIDE = 512
@@ -54,6 +57,10 @@ class Site(Protocol):
     def environment(self) -> Environment: ...
 
     @property
+    def torch_device(self) -> str:
+        """Where what it times has its tensors, as torch names it: "cpu", "cuda:0"."""
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """The numbers of units that it can confine work to, ascending; the last is the whole device."""
 
@@ -76,6 +83,9 @@ class Site(Protocol):
     def sample(self, call: Call, calls: int) -> Sample:
         """The mean of so many calls in a row."""
 
+    def time_run(self, run: Run, num_kernels: int) -> Sequence[Sample]:
+        """A sample of every kernel of one run, and last, of all that lies between them."""
+
     def sweep(self) -> None:
         """Drive everything out of the caches."""
 
@@ -89,8 +99,42 @@ class Site(Protocol):
     ) -> None: ...
 
 
+class HostClock(Protocol):
+    """What `time_on_host` needs of a site."""
+
+    @property
+    def reading_us(self) -> float: ...
+
+    def now_us(self) -> float: ...
+
+    def interruptions(self) -> int: ...
+
+
+def time_on_host(clock: HostClock, run: Run, num_kernels: int) -> list[Sample]:
+    """Where a call has ended when it returns.
+
+    What lies between the kernels is the calls of modules, views, memory that is given back; not the readings.
+    """
+    readings: list[Reading] = []
+    interruptions = at_first = clock.interruptions()
+    begin_us = clock.now_us()
+    run(clock.now_us, clock.interruptions, readings.append)
+    whole_us = clock.now_us() - begin_us
+    samples = [Sample(0.0, False)] * (num_kernels + 1)
+    for kernel, start_us, end_us, now_interruptions in readings:
+        # What interrupted the steps since the kernel before is put down to this one.
+        disturbed = now_interruptions is not None and now_interruptions > interruptions
+        samples[kernel] = Sample(end_us - start_us, disturbed)
+        interruptions = now_interruptions or interruptions
+    between_us = whole_us - sum(sample.us for sample in samples) - len(readings) * clock.reading_us
+    samples[-1] = Sample(max(between_us, 0.0), clock.interruptions() > at_first)
+    return samples
+
+
 class CpuSite:
     """The cores that this process may use."""
+
+    torch_device = "cpu"
 
     def __init__(self) -> None:
         self._cores = available_cores()
@@ -134,6 +178,9 @@ class CpuSite:
         end_ns = time.perf_counter_ns()
         return Sample((end_ns - start_ns) / 1e3 / calls, self.interruptions() > interruptions)
 
+    def time_run(self, run: Run, num_kernels: int) -> Sequence[Sample]:
+        return time_on_host(self, run, num_kernels)
+
     def _read(self) -> None:
         """As in the function that straight.py writes."""
         now = self.now_us
@@ -161,9 +208,14 @@ def make_site(device: str) -> Site:
     """The site for the name of a device that is here."""
     if device == "cpu":
         return CpuSite()
+    kind, colon, index = device.partition(":")
+    if kind in ("cuda", "hip") and (index.isdecimal() if colon else not index):
+        from spacetime.profiler.gpu_site import open_gpu_site  # needs a GPU to be of use
+
+        return open_gpu_site(int(index or 0), kind)
     raise OptionError(
         f"kernels cannot be measured on {device!r}",
-        "known: cpu, and model:NAME, which is modelled",
+        "known: cpu, cuda:N, hip:N, and model:NAME, which is modelled",
         "name one of these",
     )
 

@@ -7,9 +7,9 @@ Programs are torch-free. `remember` keeps what is needed to run one for as long 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from spacetime.capture.program import Captured
 from spacetime.errors import CaptureError
 from spacetime.ir import Program
 from spacetime.profiler.site import Call, Sample, Site
-from spacetime.profiler.straight import Reading, Run, Step, straight
+from spacetime.profiler.straight import Step, Straight, straight
 
 # Shape checks of torch.export: no part of the computation.
 _CHECKS = ("_assert", "sym_constrain")
@@ -49,39 +49,32 @@ class Source:
             if step.kernel is not None:
                 yield step.kernel, call
 
-    def time(self, rows: int, site: Site) -> list[Sample]:
-        """Run once on so many rows: how long each kernel took, and last, all that lies between them.
-
-        That is the calls of modules, views, memory that is given back; not the readings of the clock.
-        """
+    def time(self, rows: int, site: Site) -> Sequence[Sample]:
+        """Run once on so many rows: how long each kernel took, and last, all that lies between them."""
         if any(step.function is None for step in self._steps):
             for _ in self.kernels(rows):
                 pass
         values = list(self._values(rows).values())
-        readings: list[Reading] = []
-        interruptions = at_first = site.interruptions()
-        begin_us = site.now_us()
-        self._straight(values, site.now_us, site.interruptions, readings.append)
-        whole_us = site.now_us() - begin_us
-        samples = [Sample(0.0, False)] * (len(self.kernel_nodes) + 1)
-        for kernel, start_us, end_us, now_interruptions in readings:
-            # What interrupted the steps since the kernel before is put down to this one.
-            disturbed = now_interruptions is not None and now_interruptions > interruptions
-            samples[kernel] = Sample(end_us - start_us, disturbed)
-            interruptions = now_interruptions or interruptions
-        between_us = whole_us - sum(sample.us for sample in samples) - len(readings) * site.reading_us
-        samples[-1] = Sample(max(between_us, 0.0), site.interruptions() > at_first)
-        return samples
+        return site.time_run(partial(self._straight, values), len(self.kernel_nodes))
+
+    def on(self, device: str) -> Source:
+        """The same with weights, inputs and what the graph makes on that device; itself, if they are there."""
+        there = torch.device(device)
+        tensors = [*(weight.tensor for weight in self.exported.weights.values()), *self.example]
+        if all(tensor.device == there for tensor in tensors):
+            return self
+        example = tuple(leaf.to(there) for leaf in self.example)
+        return Source(_moved(self.exported, there), self.kernel_nodes, example)
 
     def _values(self, rows: int) -> dict[fx.Node, Any]:
         """Weights, and the example's rows over and over."""
         values: dict[fx.Node, Any] = {node: weight.tensor for node, weight in self.exported.weights.items()}
         for node, leaf in zip(self.exported.inputs, self.example, strict=True):
-            values[node] = leaf.index_select(0, torch.arange(rows) % leaf.shape[0])
+            values[node] = leaf.index_select(0, torch.arange(rows, device=leaf.device) % leaf.shape[0])
         return values
 
     @cached_property
-    def _straight(self) -> Run:
+    def _straight(self) -> Straight:
         return straight([*self.exported.weights, *self.exported.inputs], self._steps, self.exported.outputs)
 
     @cached_property
@@ -123,6 +116,29 @@ def recall(program: Program) -> Source:
             "capture its module first, or profile it on a modelled device",
         )
     return known.get(id(program)) or next(iter(known.values()))
+
+
+def _moved(exported: Exported, device: torch.device) -> Exported:
+    """A copy of the graph; a weight that has two names is moved once."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in exported.graph.nodes:
+        if node.op != "output":
+            copy = copies[node] = graph.node_copy(node, copies.__getitem__)
+            copy.args, copy.kwargs = fx.node.map_aggregate(
+                (copy.args, copy.kwargs), lambda value: device if isinstance(value, torch.device) else value
+            )
+    tensors = {id(weight.tensor): weight.tensor for weight in exported.weights.values()}
+    moved = {number: tensor.detach().to(device) for number, tensor in tensors.items()}
+    return replace(
+        exported,
+        graph=graph,
+        inputs=tuple(copies[node] for node in exported.inputs),
+        weights={
+            copies[node]: replace(weight, tensor=moved[id(weight.tensor)]) for node, weight in exported.weights.items()
+        },
+        outputs=tuple(copies[each] if isinstance(each, fx.Node) else each for each in exported.outputs),
+    )
 
 
 _sources: dict[str, dict[int, Source]] = {}  # by signature and identity of the programs that live

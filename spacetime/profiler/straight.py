@@ -21,8 +21,7 @@ from spacetime.profiler.site import LONG_US, Call
 # Cheaper than the operation itself, and what models call.
 _METHODS: dict[str, Callable[..., Any]] = {"sym_size": Tensor.size, "_unsafe_view": Tensor.view}
 
-Reading = tuple[int, float, float, int | None]  # kernel, start, end, interruptions so far
-Run = Callable[..., tuple[Any, ...]]  # outputs of (values of the placeholders, now_us, interruptions, readings.append)
+Straight = Callable[..., tuple[Any, ...]]  # outputs of (values of the placeholders, then what site.Run is told)
 
 
 @dataclass(eq=False)
@@ -51,12 +50,12 @@ class Step:
         return tuple(self.node.meta.get("nn_module_stack") or ())
 
 
-def straight(placeholders: Sequence[fx.Node], steps: Iterable[Step], outputs: Sequence[Any]) -> Run:
+def straight(placeholders: Sequence[fx.Node], steps: Iterable[Step], outputs: Sequence[Any]) -> Straight:
     """All steps in a row; every step has been called before."""
     writer = _Writer(placeholders)
     text = writer.source(steps, outputs)
     exec(compile(text, "<profiled program>", "exec"), writer.constants)
-    return cast(Run, writer.constants["run"])
+    return cast(Straight, writer.constants["run"])
 
 
 class _Empty(nn.Module):

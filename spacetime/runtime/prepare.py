@@ -28,6 +28,8 @@ from spacetime.runtime.varying import check, make_programs
 
 Modules = dict[str, nn.Module]
 
+WARM_ROWS = (2, 4, 8, 16, 32)  # of lanes for which a GPU's kernels are compiled in add(); others compile when they come
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -130,8 +132,12 @@ class Preparer:
         if known is None:
             known = self._learn(module, args, recording)
         executable = self.cohorts[known.cohort]
+        is_first = not executable.cohort.members
         executable.join(name, _weights_in_order(known, recording, owned))
-        trouble = _self_check(executable, name, pytree.tree_leaves(args), recording)
+        tensors = pytree.tree_leaves(args)
+        trouble = _self_check(executable, name, tensors, recording)
+        if trouble is None and is_first:
+            trouble = _warm(executable, tensors)
         if trouble is not None:
             executable.cohort.leave(name)
             if not executable.cohort.members:
@@ -148,8 +154,11 @@ class Preparer:
         if executable is None:
             executable = make_programs(main, lengths, module, example, self.modules)
             self.varying[joined.cohort, lengths] = executable
+        is_first = executable.is_empty
         executable.join(name)
         trouble = check(executable, name, module, example)
+        for length, program in executable.programs.items() if is_first and trouble is None else ():
+            trouble = trouble or _warm(program, pytree.tree_leaves(lengths.resized(example, length)))
         if trouble is not None:
             self._leave(name)
             raise Unfusible(f"self-check failed: {trouble}")
@@ -223,3 +232,12 @@ def _self_check(executable: CohortExecutable, name: str, tensors: list[Tensor], 
         raise  # it says nothing about the results
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def _warm(executable: CohortExecutable, tensors: list[Tensor]) -> str | None:
+    """A lone tenant needs no kernels of its own, so the self-check has not met them yet. What is wrong with them."""
+    try:
+        executable.warm(tensors, WARM_ROWS)
+    except Exception as error:
+        return f"its kernels for lanes of several tenants fail: {type(error).__name__}: {error}"
+    return None

@@ -20,8 +20,10 @@ from spacetime import zoo
 from spacetime.cli import profile as verb
 from spacetime.cli.models import load_model
 from spacetime.cli.profile import ProfileReport
+from spacetime.profiler import run as running
 from spacetime.profiler.campaign import Progress
 from tests.cli.commands import Ended, run
+from tests.profiler.fake_clock import OLD, ClockedSite
 
 MODELLED = ("--device", "model:h200")
 
@@ -59,6 +61,17 @@ def test_a_table_of_layers_a_model_level_knee_and_the_files(capsys: pytest.Captu
     assert [path.suffix for path in written] == [".json", ".html"]
     assert st.Profile.load(written[0]).device == "model:h200"
     assert "mlp on h200 (modelled)" in written[1].read_text(encoding="utf-8")
+
+
+def test_a_gpu_without_partitions_is_said_to_have_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caches: Path
+) -> None:
+    monkeypatch.setattr(running, "make_site", lambda device: ClockedSite(partitions=False))
+    ended = run(capsys, "profile", "zoo:mlp", "--device", "cuda:0", "--budget", "0.0001")
+    assert (ended.code, ended.err) == (0, "")
+    assert f"measured on the whole device only: this driver has no green contexts: {OLD}" in ended.out
+    page = next(caches.rglob("*.html")).read_text(encoding="utf-8")
+    assert OLD in page and "132" in page
 
 
 def test_the_table_of_layers_fits_the_terminal() -> None:

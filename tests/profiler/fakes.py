@@ -8,7 +8,7 @@ from typing import Self
 
 from spacetime.ir import Kernel, Program, Rows, TensorSpec
 from spacetime.profiler.records import Environment
-from spacetime.profiler.site import Call, Ideal, Sample
+from spacetime.profiler.site import Call, Ideal, Run, Sample, time_on_host
 
 Latency = Callable[[str, int, float], float]  # of a kernel, on so many units, at a time
 
@@ -40,6 +40,7 @@ def program(*widths: int, signature: str = "feedfeedfeedfeed") -> Program:
 class FakeSite:
     """A device of some sizes; `latency_us(key, units, now)` is what a call takes, `disturbed` what goes wrong."""
 
+    torch_device = "cpu"
     overhead_us = 0.05
     reading_us = 0.0
 
@@ -83,6 +84,9 @@ class FakeSite:
         self.num_timed += 1
         us = (self.time_us - start_us) / calls
         return Sample(us * 50, True) if self.disturbed(self.num_timed) else Sample(us, False)
+
+    def time_run(self, run: Run, num_kernels: int) -> Sequence[Sample]:
+        return time_on_host(self, run, num_kernels)
 
     def sweep(self) -> None:
         self.num_swept += 1

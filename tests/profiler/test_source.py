@@ -15,8 +15,9 @@ from spacetime import zoo
 from spacetime.errors import CaptureError
 from spacetime.ir import Program
 from spacetime.profiler import source
+from spacetime.profiler.site import Reading
 from spacetime.profiler.source import Source, recall
-from spacetime.profiler.straight import Reading, _Writer
+from spacetime.profiler.straight import _Writer
 from tests.profiler.fakes import FakeSite, law, program
 
 
@@ -202,3 +203,31 @@ def test_what_lies_between_is_told_apart_too() -> None:
     counts = iter([5, 6])
     site.interruptions = lambda: next(counts)  # type: ignore[method-assign]
     assert [sample.disturbed for sample in found.time(2, site)][-2:] == [False, True]
+
+
+# -- on another device ------------------------------------------------------------------------------------
+
+
+def test_a_source_moves_to_another_device_with_what_its_graph_makes() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(8, 4)
+            self.head = nn.Linear(4, 8, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x + self.table(torch.arange(5)))
+
+    described = st.capture(Positions().eval(), (torch.rand(2, 5, 4),))
+    here = recall(described)
+    there = here.on("meta")
+    assert here.on("cpu") is here
+    assert {weight.tensor.device.type for weight in here.exported.weights.values()} == {"cpu"}
+    results = [(index, call()) for index, call in there.kernels(3)]
+    assert [index for index, _ in results] == list(range(len(described.kernels)))
+    assert results[-1][1].shape == (3, 5, 8) and {result.device.type for _, result in results} == {"meta"}
+    samples = there.time(3, FakeSite((1,), law(0, 1.0)))
+    assert len(samples) == len(described.kernels) + 1
+    storages = {weight.tensor.untyped_storage()._cdata for weight in there.exported.weights.values()}
+    assert len(storages) == len({weight.tensor.data_ptr() for weight in here.exported.weights.values()})

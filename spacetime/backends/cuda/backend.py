@@ -12,7 +12,7 @@ Only backends/__init__ and the doctor import it. What holds for every lane:
   whatever `retire` was told are held until the lane has ended, so nothing is freed under a running kernel.
 - An error in a lane is the lane's. After an error that breaks the context (an illegal access), nothing can run in
   this process any more, and every lane is rejected with that reason.
-- A mix that comes again and again becomes a CUDA graph (graphs.py), made in the background.
+- A lane that comes again and again becomes a CUDA graph (graphs.py), made in the background.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from typing import Any
 
 import torch
 
-from spacetime.backends.cuda.captured import Graph
 from spacetime.backends.cuda.gpu import Facts, Gpu, Stream, TorchGpu
-from spacetime.backends.cuda.graphs import BUDGET_BYTES, Graphs
+from spacetime.backends.cuda.graphs import BUDGET_BYTES, Graphs, Made
 from spacetime.backends.cuda.green import Grant, Later
 from spacetime.backends.cuda.staging import Arrived, Staging, tensors_in
 from spacetime.backends.cuda.streams import Partitions, open_partitions
@@ -56,7 +55,7 @@ Opener = Callable[[Gpu, Facts, Later], Partitions]
 
 @dataclass(frozen=True, slots=True)
 class Granted(Value):
-    """What lanes were planned on and what they ran on; fewer units while a partition was being made."""
+    """What lanes were planned on and what they ran on: fewer units while a partition was being made, or in a graph."""
 
     asked_units: int
     planned_units: int
@@ -73,7 +72,7 @@ class _Job:
     grant: Grant
     buffers: list[torch.Tensor] = field(default_factory=list)
     held: list[Any] = field(default_factory=list)  # what its kernels may still read
-    graph: Graph | None = None
+    graph: Made | None = None
 
 
 class CudaBackend:
@@ -164,7 +163,6 @@ class CudaBackend:
         job = _Job(lane, executable, payloads, done, grant)
         with self._lock:
             self._running.add(job)
-            self._granted[partition.asked_units, partition.granted_units, grant.units] += 1
         if self._lent.takes_a_lane and lane.atoms == self.device.all_atoms:
             self._lent.takes_a_lane, self._lent.job = False, job
         else:
@@ -300,8 +298,10 @@ class CudaBackend:
         return outcomes_of(job.executable, lane, calls)
 
     def _end(self, job: _Job) -> None:
+        planned, ran_on = job.lane.segments[0].partition, job.grant if job.graph is None else job.graph.grant
         with self._lock:
             self._running.discard(job)
+            self._granted[planned.asked_units, planned.granted_units, ran_on.units] += 1
         self._staging.give_back(job.buffers)
         if job.graph is not None:
             self.graphs.release(job.graph)

@@ -1,36 +1,40 @@
-"""One fused lane as a CUDA graph: its mix, the capture, the replay. graphs.py keeps and finds them; nobody else."""
+"""One fused lane as a CUDA graph for its mix alone: capture and replay. graphs.py keeps and finds them; nobody else."""
 
 from __future__ import annotations
 
 import weakref
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from spacetime.backends.cuda.capturing import (
+    GraphError,
+    Outdated,
+    addresses,
+    checked,
+    fault,
+    faulty,
+    leaves_of,
+    looks_up,
+    pattern,
+    recorded,
+)
 from spacetime.backends.cuda.gpu import Gpu, Replayable
 from spacetime.backends.cuda.green import Grant
 from spacetime.backends.executables import Call, CohortExecutable
 from spacetime.backends.outcomes import outcomes_of
 from spacetime.capture.cohort import Member
 from spacetime.capture.selfcheck import problem
-from spacetime.errors import InputError, SpacetimeError
 from spacetime.kernels import RowMap
 from spacetime.kernels.rowmap import faults_in
 from spacetime.plan import Lane
 from spacetime.scheduler.protocols import Outcome
 
 Parts = tuple[tuple[int, int], ...]  # (id of a cohort's member, rows), by slot
-
-
-class GraphError(SpacetimeError, RuntimeError):
-    """A lane that could not be captured. It runs eagerly."""
 
 
 class _Rows(RowMap):
@@ -53,10 +57,6 @@ class _Recorded(CohortExecutable):
     def _row_map(self, slots: tuple[int, ...], rows: tuple[int, ...]) -> RowMap:
         self.rows = _Rows(slots, rows)
         return self.rows
-
-
-class Outdated(Exception):
-    """A tenant left while its graph was made. Says nothing about others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,11 @@ class Mix:
             tuple([members[index] for index in order]),
             tuple([(id(members[index]), rows[index]) for index in order]),
         )
+
+    @property
+    def is_of_one(self) -> bool:
+        """Do all requests belong to one tenant?"""
+        return self.parts[0][0] == self.parts[-1][0]
 
     def sort(self, values: Sequence[Any]) -> list[Any]:
         return [values[index] for index in self.order]
@@ -136,11 +141,19 @@ class Graph:
     busy: bool = False
     retired: bool = False
 
+    def serve(self, mix: Mix, calls: Sequence[Call]) -> tuple[Outcome, ...]:
+        """One outcome per request, as they were planned."""
+        return mix.unsort(self.run(mix.sort(calls)))
+
+    def is_usable(self) -> bool:
+        """It serves its own tenants only, who are there, and their weights stay where they were captured."""
+        return True
+
     @property
     def is_outgrown(self) -> bool:
         """The cohort's slabs have grown. The graph is still right, but it keeps the old memory."""
         executable = self.executable()
-        return executable is None or _stacks(executable) != self.stacks
+        return executable is None or addresses(executable) != self.stacks
 
     def run(self, calls: Sequence[Call]) -> list[Outcome]:
         """On the current stream; results are copies in memory of their own."""
@@ -151,22 +164,15 @@ class Graph:
             static = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
             fresh = [torch.empty_like(leaf) for leaf in static]
             torch._foreach_copy_(fresh, static)
-            faulty = set() if self.faults is None else self._faulty()
+            failed = set() if self.faults is None else faulty(self.faults, self.rows)
         copies = iter(fresh)
         leaves = [next(copies) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         outcomes, start = [], 0
         for index, (count, spec) in enumerate(self.specs):
             value = pytree.tree_unflatten(leaves[start : start + count], spec)
-            outcomes.append(Outcome(error=_fault(self.rows[index])) if index in faulty else Outcome(value))
+            outcomes.append(Outcome(error=fault(self.rows[index])) if index in failed else Outcome(value))
             start += count
         return outcomes
-
-    def _faulty(self) -> set[int]:
-        """Requests with a row that asked for what does not exist. Waits for the lane, like its thread does anyway."""
-        assert self.faults is not None
-        marked = self.faults[: sum(self.rows)].nonzero().flatten().tolist()
-        ends = list(accumulate(self.rows))
-        return {bisect_right(ends, row) for row in marked}
 
     def drop(self) -> None:
         """Give its memory back. In the background: it may wait for the device."""
@@ -191,18 +197,17 @@ def capture(gpu: Gpu, grant: Grant, executable: CohortExecutable, recipe: Recipe
 def _make(gpu: Gpu, grant: Grant, executable: CohortExecutable, recipe: Recipe) -> Graph:
     """Once eagerly, for libraries to make what they need and as the reference; then the capture; then a replay."""
     stream, lane = gpu.stream(grant.stream), recipe.lane
-    stacks = _stacks(executable)
+    stacks = addresses(executable)
     with gpu.under(stream), torch.no_grad():
-        calls = [Call((), tuple(gpu.upload(_pattern(shape)) for shape in shapes)) for shapes in recipe.shapes]
-        reference = _leaves(_checked(outcomes_of(executable, lane, calls)))
-    reads, outcomes, recorded = _Reads(), list[Outcome](), _Recorded(executable)
+        calls = [Call((), tuple(gpu.upload(pattern(shape)) for shape in shapes)) for shapes in recipe.shapes]
+        reference = leaves_of(checked(outcomes_of(executable, lane, calls)))
+    outcomes, watched = list[Outcome](), _Recorded(executable)
 
     def function() -> None:
-        with reads:
-            outcomes.extend(outcomes_of(recorded, lane, calls))
+        outcomes.extend(checked(outcomes_of(watched, lane, calls)))
 
-    replayable = _capture(gpu, stream, function, outcomes)
-    flat = [pytree.tree_flatten(outcome.value) for outcome in _checked(outcomes)]
+    replayable, reads = recorded(gpu, stream, function)
+    flat = [pytree.tree_flatten(outcome.value) for outcome in outcomes]
     inputs = [tensor for call in calls for tensor in call.tensors]
     graph = Graph(
         recipe.executable,
@@ -212,82 +217,21 @@ def _make(gpu: Gpu, grant: Grant, executable: CohortExecutable, recipe: Recipe) 
         inputs,
         [leaf for leaves, _ in flat for leaf in leaves],
         [(len(leaves), spec) for leaves, spec in flat],
-        reads.found,
+        reads,
         stacks,
         replayable.num_bytes + sum(tensor.nbytes for tensor in inputs),
         tuple([int(call.tensors[0].shape[0]) for call in calls]),
-        _faults(executable, recorded.rows),
-        recorded.rows,
+        _faults(executable, watched.rows),
+        watched.rows,
     )
     with gpu.under(stream), torch.no_grad():
-        wrong = problem(_leaves(graph.run(calls)), reference)
+        wrong = problem(leaves_of(graph.run(calls)), reference)
     if wrong is not None:
         raise GraphError("a replay answers otherwise than the lane", wrong)
     return graph
 
 
-def _capture(gpu: Gpu, stream: Any, function: Callable[[], None], outcomes: list[Outcome]) -> Replayable:
-    """The executable's own error says more than that of the capture it spoilt."""
-    try:
-        return gpu.capture(stream, function)
-    except Exception as error:
-        _checked(outcomes, cause=error)
-        raise
-
-
 def _faults(executable: CohortExecutable, rows: _Rows | None) -> Tensor | None:
-    looks_up = any(step.target == "gpu_faults" for step in executable.cohort.fused.steps)
-    return faults_in(rows.on_device) if looks_up and rows is not None and rows.on_device is not None else None
-
-
-def _fault(num_rows: int) -> InputError:
-    facts = f"in one of the request's {num_rows} rows"
-    return InputError("an index is outside the table of its embedding", facts, "check the inputs' range")
-
-
-def _checked(outcomes: Sequence[Outcome], cause: Exception | None = None) -> Sequence[Outcome]:
-    for outcome in outcomes:
-        if isinstance(outcome.error, torch.OutOfMemoryError):
-            raise outcome.error
-        if outcome.error is not None:
-            facts = f"{type(outcome.error).__name__}: {outcome.error}"
-            raise GraphError("a lane cannot be captured", facts) from (cause or outcome.error)
-    return outcomes
-
-
-def _leaves(outcomes: Sequence[Outcome]) -> list[Any]:
-    return [leaf for outcome in outcomes for leaf in pytree.tree_leaves(outcome.value)]
-
-
-def _stacks(executable: CohortExecutable) -> tuple[int, ...]:
-    return tuple([layer.stack.data_ptr() for layer in executable.cohort.layers])
-
-
-def _pattern(shape: Tensor) -> Tensor:
-    """An input of this shape that any module accepts: small numbers, and index 0. Draws nothing from a generator."""
-    if not shape.dtype.is_floating_point:
-        return torch.zeros(shape.shape, dtype=shape.dtype)
-    values = torch.arange(shape.numel(), dtype=torch.float32).mul_(7).remainder_(13).sub_(6).div_(6)
-    return values.reshape(shape.shape).to(shape.dtype)
-
-
-class _Reads(TorchDispatchMode):
-    """Finds the tensors that a capture reads and does not make: the graph must keep them."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: list[Tensor] = []
-        self._known: set[int] = set()  # storages
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._note((args, kwargs), self.found)
-        result = func(*args, **(kwargs or {}))
-        self._note(result, None)
-        return result
-
-    def _note(self, values: Any, found: list[Tensor] | None) -> None:
-        for leaf in pytree.tree_leaves(values):
-            if isinstance(leaf, Tensor) and (number := leaf.untyped_storage()._cdata) not in self._known:
-                self._known.add(number)
-                if found is not None:
-                    found.append(leaf)
+    if rows is None or rows.on_device is None or not looks_up(executable):
+        return None
+    return faults_in(rows.on_device)

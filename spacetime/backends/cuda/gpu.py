@@ -176,7 +176,8 @@ class TorchGpu:
         return torch.cuda.stream(stream)  # makes its device the current one, too
 
     def event(self) -> Event:
-        return torch.cuda.Event()
+        # Blocking: `synchronize` sleeps. Otherwise it spins, and every lane under way would keep a core busy.
+        return torch.cuda.Event(blocking=True)
 
     def holds(self, tensor: Tensor) -> bool:
         return tensor.is_cuda and tensor.get_device() == self.index

@@ -1,16 +1,17 @@
 """The CUDA graphs of a device: captured in the background, found and replayed by lanes. Only backend.py uses it.
 
-What a graph is good for, honestly: today's slot kernels are plain torch calls driven by a row map on the host, so a
-graph bakes in which rows belong to whom. It is valid for one mix: these members of a cohort with so many rows each, on
-these atoms. The order of requests does not matter. Traffic whose mixes keep changing therefore stays eager; a lone
-tenant and steady mixes are replayed. Once slot kernels read their owners from device tables, the key shrinks to
-(cohort, row bucket, atoms), and one small copy before each replay sets the owners.
+What a graph is good for: where a program's slot kernels read the owners of rows from device tables (kernels/bound),
+one graph serves every mix of a cohort's tenants, of up to a power of two of rows, on one block of atoms (anymix.py). A
+tenant that comes with nobody else has a graph of its own besides: with one owner, plain kernels are the fastest. Where
+a step must know its rows on the host (`MixError`; no kernel for its shapes, or no Triton), a graph is valid for one
+mix: these members with so many rows each (captured.py). The order of requests does not matter. Atoms are rounded down
+to blocks (blocks.py), or lanes whose partitions keep changing would never come three times.
 
-The life of a graph: a mix that ran eagerly CAPTURE_AFTER times is captured on a stream of its own inside its partition
+The life of a graph: a lane that ran eagerly CAPTURE_AFTER times is captured on a stream of its own inside its partition
 (a kernel's partition is that of the stream it was captured on, wherever the graph is launched; and torch keys library
 workspaces by stream, which two living graphs must not share). A replay copies inputs in and results out, on the lane's
-stream; a graph has one set of buffers, so a second lane of the same mix at the same time runs eagerly. A graph has its
-own memory pool, so dropping it gives memory back: the least recently used go when the byte budget is exceeded, those of
+stream; a graph has one set of buffers, so a second lane like it at the same time runs eagerly. A graph has its own
+memory pool, so dropping it gives memory back: the least recently used go when the byte budget is exceeded, those of
 a tenant go when it leaves. What cannot be captured is remembered with its reason and stays eager.
 
 Opaque modules are never captured: they may decide anew in Python at every call. A lane that was planned plain because
@@ -29,13 +30,17 @@ from typing import Any
 
 import torch
 
-from spacetime.backends.cuda.captured import Graph, GraphError, Mix, Outdated, Parts, Recipe, capture
+from spacetime.backends.cuda.anymix import AnyGraph, AnyRecipe, bucket_of, capture_any
+from spacetime.backends.cuda.blocks import block_of
+from spacetime.backends.cuda.captured import Graph, Mix, Parts, Recipe, capture
+from spacetime.backends.cuda.capturing import GraphError, Outdated
 from spacetime.backends.cuda.gpu import Gpu
-from spacetime.backends.cuda.green import Later
+from spacetime.backends.cuda.green import Grant, Later
 from spacetime.backends.cuda.streams import Partitions
 from spacetime.backends.executables import Call, CohortExecutable
-from spacetime.capture.cohort import Member
 from spacetime.errors import SpacetimeError
+from spacetime.kernels import MixError
+from spacetime.kernels.bound import entry_table
 from spacetime.plan import Lane
 from spacetime.scheduler.protocols import Executable, Outcome
 from spacetime.values import Value
@@ -45,7 +50,9 @@ CAPTURE_AFTER = 3  # eager runs: what comes once is not worth it, and by then li
 MOST_GRAPHS = 64
 MOST_MIXES = 4096  # whose runs are counted
 
-Key = tuple[int, Parts]  # atoms first
+Work = Parts  # of a mix; or, for any mix, the id of its executable and the rows of its bucket
+Key = tuple[int, Work]  # atoms first
+Made = Graph | AnyGraph
 
 
 class TooLarge(GraphError):
@@ -64,6 +71,7 @@ class GraphReport(Value):
     replays: int
     eager: int  # lanes that might have had a graph, and ran without
     refused: tuple[str, ...]
+    by_mix: tuple[str, ...] = ()  # cohorts that need a graph for each mix of tenants, and why
 
 
 class Graphs:
@@ -73,21 +81,23 @@ class Graphs:
         self._gpu = gpu
         self._partitions = partitions
         self._later = later
+        self._num_atoms = partitions.num_units // partitions.units_per_atom
         self._budget_bytes = budget_bytes
         self._stopped = False
         self._lock = threading.Lock()
-        self._ready: OrderedDict[Key, Graph] = OrderedDict()
+        self._ready: OrderedDict[Key, Made] = OrderedDict()
         self._runs: OrderedDict[Key, int] = OrderedDict()
-        self._recipes: OrderedDict[Parts, Recipe] = OrderedDict()
+        self._recipes: OrderedDict[Work, Recipe | AnyRecipe] = OrderedDict()
         self._too_large: dict[Key, str] = {}
         self._uncapturable: weakref.WeakKeyDictionary[CohortExecutable, str] = weakref.WeakKeyDictionary()
-        self._members: dict[int, weakref.ref[Member]] = {}
-        self._left: deque[int] = deque()  # members that are gone; their ids may come again
+        self._by_mix: weakref.WeakKeyDictionary[CohortExecutable, str] = weakref.WeakKeyDictionary()
+        self._watched: dict[int, weakref.ref[Any]] = {}  # members and executables that works name
+        self._left: deque[int] = deque()  # those that are gone; their ids may come again
         self._captured = self._dropped = self._replays = self._eager = 0
 
     def run(
         self, executable: Executable, lane: Lane, calls: Sequence[Any], atoms: int
-    ) -> tuple[tuple[Outcome, ...], Graph] | None:
+    ) -> tuple[tuple[Outcome, ...], Made] | None:
         """Replay the lane on the current stream, if there is a graph for it; `release` it when the lane has ended."""
         if not isinstance(executable, CohortExecutable) or not (lane.fused or len(lane.requests) == 1):
             return None
@@ -99,22 +109,23 @@ class Graphs:
         if graph is None:
             return None
         try:
-            return mix.unsort(graph.run(mix.sort(calls))), graph
+            return graph.serve(mix, calls), graph
         except BaseException:
             self.release(graph)
             raise
 
-    def release(self, graph: Graph) -> None:
+    def release(self, graph: Made) -> None:
         with self._lock:
             graph.busy = False
             if graph.retired:
                 self._later(lambda: self._close(graph))
 
     def prepare(self, executable: Executable, atoms: int) -> None:
-        """In the background: graphs on these atoms for the mixes of a cohort that have been captured elsewhere."""
+        """In the background: graphs on these atoms for what of a cohort has been captured elsewhere."""
+        block = block_of(self._num_atoms, atoms)
         with self._lock:
-            known = [parts for parts, recipe in self._recipes.items() if recipe.executable() is executable]
-            keys = [(atoms, parts) for parts in known if (atoms, parts) not in self._ready]
+            known = [work for work, recipe in self._recipes.items() if recipe.executable() is executable]
+            keys = [(block, work) for work in known if (block, work) not in self._ready]
         for key in keys:
             self._capture(key)
 
@@ -122,15 +133,17 @@ class Graphs:
         with self._lock:
             refused = dict.fromkeys((*self._too_large.values(), *self._uncapturable.values()))
             counts = (self._captured, self._dropped, self._replays, self._eager)
-            return GraphReport(len(self._ready), self._num_bytes(), self._budget_bytes, *counts, tuple(refused))
+            by_mix = tuple(dict.fromkeys(self._by_mix.values()))
+            return GraphReport(len(self._ready), self._num_bytes(), self._budget_bytes, *counts, tuple(refused), by_mix)
 
     def bytes_by_tenant(self) -> dict[str, int]:
         """A graph of several tenants counts in equal parts."""
         parts: Counter[str] = Counter()
         with self._lock:
             for graph in self._ready.values():
-                for index, tenant in enumerate(graph.tenants):
-                    parts[tenant] += (graph.num_bytes + index) // len(graph.tenants)
+                tenants = graph.tenants
+                for index, tenant in enumerate(tenants):
+                    parts[tenant] += (graph.num_bytes + index) // len(tenants)
         return dict(parts)
 
     def stop(self) -> None:
@@ -146,21 +159,53 @@ class Graphs:
 
     # -- the hot path ---------------------------------------------------------------------------------
 
-    def _take(self, mix: Mix, calls: Sequence[Call], atoms: int) -> Graph | None:
-        key = (atoms, mix.parts)
+    def _take(self, mix: Mix, calls: Sequence[Call], atoms: int) -> Made | None:
+        """A graph for the lane; those that were wanted before it are wanted still."""
+        block = block_of(self._num_atoms, atoms)
         with self._lock:
             self._bury()
-            graph = self._ready.get(key)
-            if graph is not None and not graph.busy:
-                self._ready.move_to_end(key)
-                graph.busy = True
-                self._replays += 1
-                return graph
-            self._eager += 1
-            if graph is None and self._count(key) == CAPTURE_AFTER and self._may_capture(key, mix.executable):
-                self._remember(mix, calls)
-                self._later(lambda: self._capture(key))
-            return None
+            found, wanted = None, []
+            for work in self._works(mix):
+                key = (block, work)
+                graph = self._ready.get(key)
+                if graph is None or not self._keep(key, graph):
+                    wanted.append(key)
+                elif not graph.busy:
+                    self._ready.move_to_end(key)
+                    graph.busy = True
+                    found = graph
+                    break
+            self._replays += found is not None
+            self._eager += found is None
+            for key in wanted:
+                if found is None or self._has_room():
+                    self._want(key, mix, calls)
+            return found
+
+    def _works(self, mix: Mix) -> tuple[Work, ...]:
+        """What a graph for the lane may be captured of, the fastest first."""
+        executable = mix.executable
+        if executable in self._by_mix or entry_table(executable.kernels) is None:
+            return (mix.parts,)
+        any_mix: Work = ((id(executable), bucket_of(sum([rows for _, rows in mix.parts]))),)
+        if not mix.is_of_one:
+            return (any_mix,)
+        return (mix.parts,) if len(executable.cohort.members) == 1 else (mix.parts, any_mix)
+
+    def _keep(self, key: Key, graph: Made) -> bool:
+        if not graph.is_usable():
+            self._retire(key)
+            return False
+        return True
+
+    def _has_room(self) -> bool:
+        """For graphs that could be done without: they must not push out others."""
+        return len(self._ready) < MOST_GRAPHS // 2 and 2 * self._num_bytes() < self._budget_bytes
+
+    def _want(self, key: Key, mix: Mix, calls: Sequence[Call]) -> None:
+        if self._count(key) == CAPTURE_AFTER and self._may_capture(key, mix.executable):
+            self._remember(key[1], mix, calls)
+            self._later(lambda: self._capture(key))
 
     def _count(self, key: Key) -> int:
         runs = self._runs[key] = self._runs.pop(key, 0) + 1
@@ -171,14 +216,16 @@ class Graphs:
     def _may_capture(self, key: Key, executable: CohortExecutable) -> bool:
         return key not in self._too_large and executable not in self._uncapturable and not self._stopped
 
-    def _remember(self, mix: Mix, calls: Sequence[Call]) -> None:
-        self._recipes[mix.parts] = Recipe.of(mix, calls)
-        self._recipes.move_to_end(mix.parts)
+    def _remember(self, work: Work, mix: Mix, calls: Sequence[Call]) -> None:
+        is_any = work is not mix.parts
+        recipe = AnyRecipe.of(mix, calls, work[0][1]) if is_any else Recipe.of(mix, calls)
+        self._recipes[work] = recipe
+        self._recipes.move_to_end(work)
         if len(self._recipes) > MOST_GRAPHS:
             self._recipes.popitem(last=False)
-        for member in mix.members:
-            if id(member) not in self._members:
-                self._members[id(member)] = weakref.ref(member, self._on_leaving(id(member)))
+        for named in [mix.executable] if is_any else mix.members:
+            if id(named) not in self._watched:
+                self._watched[id(named)] = weakref.ref(named, self._on_leaving(id(named)))
 
     def _on_leaving(self, number: int) -> Any:
         """For a finalizer, which may be called in the middle of anything: it takes no lock."""
@@ -198,20 +245,20 @@ class Graphs:
     # -- with the lock --------------------------------------------------------------------------------
 
     def _bury(self) -> None:
-        """Forget everything that names a member that has left, before its id can mean another."""
+        """Forget everything that names what is gone, before its id can mean another."""
         if not self._left:
             return
         left = set()
         while self._left:
             left.add(self._left.popleft())
         for number in left:
-            self._members.pop(number, None)
+            self._watched.pop(number, None)
 
-        def is_stale(parts: Parts) -> bool:
-            return any(number in left for number, _ in parts)
+        def is_stale(work: Work) -> bool:
+            return any(number in left for number, _ in work)
 
-        for parts in [parts for parts in self._recipes if is_stale(parts)]:
-            del self._recipes[parts]
+        for work in [work for work in self._recipes if is_stale(work)]:
+            del self._recipes[work]
         for known in (self._runs, self._too_large):
             for key in [key for key in known if is_stale(key[1])]:
                 del known[key]
@@ -229,7 +276,7 @@ class Graphs:
         return sum(graph.num_bytes for graph in self._ready.values())
 
     def _retire(self, key: Key) -> None:
-        """A lane that is on it keeps it until it ends. If the mix comes again, it is captured again."""
+        """A lane that is on it keeps it until it ends. If its lanes come again, they are captured again."""
         graph = self._ready.pop(key)
         self._runs.pop(key, None)
         self._dropped += 1
@@ -259,14 +306,9 @@ class Graphs:
             with self._lock:
                 self._runs.pop(key, None)
             return
-        try:
-            graph = capture(self._gpu, grant, executable, recipe)
-        except Outdated:
+        graph = self._made(key, grant, executable, recipe)
+        if graph is None:
             self._partitions.give_back(grant)
-            return
-        except Exception as error:
-            self._partitions.give_back(grant)
-            self._refuse(key, executable, error)
             return
         if graph.num_bytes > self._budget_bytes:
             self._close(graph)
@@ -281,6 +323,23 @@ class Graphs:
                 self._retire(key)  # a tenant left while its graph was made
             self._trim()
 
+    def _made(self, key: Key, grant: Grant, executable: CohortExecutable, recipe: Recipe | AnyRecipe) -> Made | None:
+        """The graph. If there is none, it is noted why."""
+        try:
+            if isinstance(recipe, AnyRecipe):
+                return capture_any(self._gpu, grant, executable, recipe)
+            return capture(self._gpu, grant, executable, recipe)
+        except (Outdated, MixError) as error:
+            with self._lock:
+                self._runs.pop(key, None)
+                if isinstance(error, MixError):
+                    self._recipes.pop(key[1], None)
+                    signature = executable.cohort.program.signature
+                    self._by_mix[executable] = f"cohort {signature}: {error.what}: {error.facts}"
+        except Exception as error:
+            self._refuse(key, executable, error)
+        return None
+
     def _refuse(self, key: Key, executable: CohortExecutable, error: Exception) -> None:
         """What a program does it always does; but for a smaller mix there may be memory."""
         text = f"{error.what}: {error.facts}" if isinstance(error, GraphError) else f"{type(error).__name__}: {error}"
@@ -291,6 +350,6 @@ class Graphs:
             else:
                 self._uncapturable[executable] = reason
 
-    def _close(self, graph: Graph) -> None:
+    def _close(self, graph: Made) -> None:
         graph.drop()
         self._partitions.give_back(graph.grant)

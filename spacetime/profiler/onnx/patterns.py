@@ -15,9 +15,10 @@ from torch import Tensor
 from spacetime.profiler.onnx.graph import Graph, Node, Numbers
 
 Found = tuple[Node, str, tuple[str, ...], Mapping[str, Any]] | None
+Find = Callable[[Graph, Node], Found]
 
 
-class _Look:
+class Look:
     """A graph with its readers and producers at hand."""
 
     def __init__(self, graph: Graph) -> None:
@@ -52,7 +53,7 @@ def _gated(graph: Graph, start: Node) -> Found:
     """x * sigmoid(x), x * hardsigmoid(x)."""
     if start.op not in ("Sigmoid", "HardSigmoid"):
         return None
-    look = _Look(graph)
+    look = Look(graph)
     times = look.next(start, "Mul")
     if times is None or set(times.inputs) != {start.inputs[0], start.outputs[0]}:
         return None
@@ -66,7 +67,7 @@ def _gelu(graph: Graph, start: Node) -> Found:
     """x * (1 + erf(x / sqrt(2))) * 0.5, the factors in any order."""
     if start.op != "Erf":
         return None
-    look = _Look(graph)
+    look = Look(graph)
     inner = look.producers.get(start.inputs[0])
     if inner is None or look.only_reader(inner) is not start:
         return None
@@ -91,7 +92,7 @@ def _layer_norm(graph: Graph, start: Node) -> Found:
     """(x - mean) / sqrt(mean((x - mean)^2) + epsilon), and the affine behind it if there is one."""
     if start.op != "Sub":
         return None
-    look = _Look(graph)
+    look = Look(graph)
     x, centre = start.inputs
     mean = look.producers.get(centre)
     after = look.readers.get(start.outputs[0], [])
@@ -112,7 +113,7 @@ def _layer_norm(graph: Graph, start: Node) -> Found:
     return _with_affine(look, divide, x, epsilon)
 
 
-def _with_affine(look: _Look, divide: Node, x: str, epsilon: float) -> Found:
+def _with_affine(look: Look, divide: Node, x: str, epsilon: float) -> Found:
     times = look.next(divide, "Mul")
     scale = "" if times is None else look.other(times, divide.outputs[0])
     plus = look.next(times, "Add") if _is_row(look, scale) else None
@@ -124,12 +125,12 @@ def _with_affine(look: _Look, divide: Node, x: str, epsilon: float) -> Found:
     return (plus, "LayerNormalization", (x, scale, shift), attributes) if same else None
 
 
-def _is_row(look: _Look, name: str) -> bool:
+def _is_row(look: Look, name: str) -> bool:
     value = look.graph.constants.get(name)
     return isinstance(value, Tensor) and value.ndim == 1
 
 
-def _is_last_mean(look: _Look, node: Node) -> bool:
+def _is_last_mean(look: Look, node: Node) -> bool:
     axes: Any = node.attribute("axes")
     if len(node.inputs) > 1:
         value = look.graph.constants.get(node.inputs[1])
@@ -137,4 +138,4 @@ def _is_last_mean(look: _Look, node: Node) -> bool:
     return node.op == "ReduceMean" and axes == [-1] and bool(node.attribute("keepdims", 1))
 
 
-FIND: tuple[Callable[[Graph, Node], Found], ...] = (_layer_norm, _gelu, _gated)
+FIND: tuple[Find, ...] = (_layer_norm, _gelu, _gated)

@@ -1,21 +1,24 @@
 """Nodes that PyTorch writes as one call become that call again. Used by profiler/onnx/ only.
 
-MatMul + Add is nn.Linear, a chain of nine nodes is LayerNorm, GatherND of joined columns is indexing. A model then
-launches the kernels that its module did, and its rows can be followed. Every rewrite keeps the results.
+MatMul + Add is nn.Linear, a chain of nine nodes is LayerNorm, two products around a softmax are attention, GatherND of
+joined columns is indexing. A model then launches the kernels that its module did, and its rows can be followed. Every
+rewrite keeps the results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from spacetime.profiler.onnx.attention import attention
 from spacetime.profiler.onnx.fold import Folded
 from spacetime.profiler.onnx.graph import Graph, Node, Numbers, Value
 from spacetime.profiler.onnx.operators.recurrent import is_torch_like, torch_weights
-from spacetime.profiler.onnx.patterns import FIND
+from spacetime.profiler.onnx.patterns import FIND, Find
 from spacetime.profiler.onnx.registry import INTERNAL
 
 
@@ -23,7 +26,7 @@ def rewrite(folded: Folded) -> Graph:
     graph = _flat_indices(folded).pruned()
     for change in (_products, _biases, _recurrences, _columns, _chains):
         graph = change(graph).pruned()
-    return graph
+    return _chains(graph, (partial(attention, values=folded.values),))
 
 
 def internal(node: Node, op: str, inputs: tuple[str, ...], outputs: tuple[str, ...], **attributes: Any) -> Node:
@@ -204,9 +207,9 @@ def _column(producers: dict[str, Node], constants: dict[str, Value], name: str) 
 # -- chains -----------------------------------------------------------------------------------------------------------
 
 
-def _chains(graph: Graph) -> Graph:
+def _chains(graph: Graph, finders: Iterable[Find] = FIND) -> Graph:
     """Chains of nodes between one value and another -> the one call that computes the same."""
-    for find in FIND:
+    for find in finders:
         for start in graph.nodes:
             found = find(graph, start)
             if found is None:
@@ -215,7 +218,7 @@ def _chains(graph: Graph) -> Graph:
             new = replace(
                 last,
                 op=op,
-                domain=INTERNAL if op == "Silu" else "",
+                domain="" if op in _VERSIONS else INTERNAL,
                 version=_VERSIONS.get(op, 0),
                 inputs=inputs,
                 attributes=attributes,

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spacetime.backends.cuda.backend import CudaBackend
@@ -26,9 +25,8 @@ from spacetime.backends.cuda.driver import Driver, DriverError
 from spacetime.backends.cuda.gpu import Facts, place
 from spacetime.backends.cuda.streams import open_partitions
 from tests.backends.cuda.fake_driver import FakeDriver
+from tests.backends.cuda.fake_graph import SYNCHRONISING, Capture, Clock, FakeGraph, join, tensors, written_by
 
-Clock = dict[int, int]  # stream -> how far it has come, as far as is known
-SYNCHRONISING = ("aten._local_scalar_dense", "aten.equal", "aten.nonzero")
 DEFAULT = 7  # the handle of the default stream
 
 
@@ -174,7 +172,7 @@ class FakeGpu:
         self._create("graph")
         if (threading.get_ident(), stream.cuda_stream) not in self._warm:
             self.problems.append("a capture on a thread and stream where no library was warmed up")
-        capture = _Capture(self)
+        capture = Capture(self)
         self._stack().append(stream)
         try:
             with capture:
@@ -210,6 +208,10 @@ class FakeGpu:
 
     def streams_used(self) -> set[int]:
         return {stream for stream, _ in self.ran}
+
+    def waits_for(self, target: Tensor, source: Tensor, non_blocking: bool = False) -> bool:
+        """Does the host wait for such a copy?"""
+        return not non_blocking and not self.holds(source)
 
     # -- the order of things ----------------------------------------------------------------------------
 
@@ -306,69 +308,9 @@ class _Watch(TorchDispatchMode):
         with gpu.lock:
             for tensor in tensors(result):
                 gpu.made(tensor, stream, tick)
-            if name in SYNCHRONISING:
+            if name in SYNCHRONISING or (name == "aten.copy_" and gpu.waits_for(*args, **(kwargs or {}))):
                 join(gpu.host, gpu.clock_of(stream))
         return result
-
-
-@dataclass
-class _Call:
-    func: Any
-    args: Any
-    kwargs: Any
-    results: list[Tensor]
-    written: list[Tensor]
-
-
-class _Capture(TorchDispatchMode):
-    """Writes down what is called. Results are memory of the graph's."""
-
-    def __init__(self, gpu: FakeGpu) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._gpu = gpu
-        self.calls: list[_Call] = []
-        self.spoilt = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func.overloadpacket)
-        if name in SYNCHRONISING or self.spoilt:
-            self.spoilt = True
-            raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
-        result = func(*args, **(kwargs or {}))
-        read = {tensor.untyped_storage()._cdata for tensor in tensors(args, kwargs)}
-        results = list(tensors(result))
-        fresh = [tensor for tensor in results if tensor.untyped_storage()._cdata not in read]
-        written = fresh + written_by(func, args, kwargs or {})
-        self.calls.append(_Call(func, args, kwargs or {}, results, written))
-        with self._gpu.lock:
-            for tensor in fresh:
-                self._gpu.made(tensor, self._gpu.current().cuda_stream, 0)
-        return result
-
-
-class FakeGraph:
-    def __init__(self, gpu: FakeGpu, calls: list[_Call]) -> None:
-        self._gpu, self._calls = gpu, calls
-        made = {tensor.untyped_storage()._cdata: tensor.nbytes for call in calls for tensor in call.written}
-        self.num_bytes = sum(made.values())
-
-    def replay(self) -> None:
-        gpu, stream = self._gpu, self._gpu.current().cuda_stream
-        with gpu.lock:
-            gpu.replays += 1
-            tick = gpu.begin(stream, "replay")
-            for call in self._calls:
-                for tensor in tensors(call.args, call.kwargs):
-                    gpu.read(tensor, stream, tick, "replay")
-            for call in self._calls:
-                for tensor in call.written:
-                    gpu.write(tensor, stream, tick, "replay")
-        with torch._C._DisableTorchDispatch():
-            for call in self._calls:
-                again = list(tensors(call.func(*call.args, **call.kwargs)))
-                for old, new in zip(call.results, again, strict=True):
-                    if any(old is made for made in call.written) and old is not new:
-                        old.copy_(new)
 
 
 def fake_backend(driver: FakeDriver | None = None, *, partitions: bool = True, **options: Any) -> CudaBackend:
@@ -390,22 +332,3 @@ def with_gpu(
     gpu = FakeGpu(driver)
     backend = CudaBackend(gpu=gpu, opener=lambda *rest: open_partitions(*rest, driver=open_driver), **options)
     return backend, gpu
-
-
-def tensors(*values: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor))
-
-
-def written_by(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """Arguments that the operation's schema says it writes to."""
-    found: list[Tensor] = []
-    for index, argument in enumerate(func._schema.arguments):
-        value = args[index] if index < len(args) else kwargs.get(argument.name)
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            found.extend(tensors(value))
-    return found
-
-
-def join(clock: Clock, other: Clock) -> None:
-    for stream, tick in other.items():
-        clock[stream] = max(clock.get(stream, 0), tick)

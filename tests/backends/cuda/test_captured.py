@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spacetime.backends.cuda.captured import Mix, Outdated, Recipe, _pattern, capture
+from spacetime.backends.cuda.captured import Mix, Recipe, capture
+from spacetime.backends.cuda.capturing import Outdated, pattern
 from spacetime.backends.cuda.green import Grant
 from spacetime.capture.fuse import Step
 from spacetime.device import Partition
@@ -58,9 +59,9 @@ def test_a_recipe_keeps_nobody_alive_and_knows_when_it_is_outdated() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
 def test_patterns_are_inputs_that_any_module_accepts(dtype: torch.dtype) -> None:
     state = torch.random.get_rng_state()
-    pattern = _pattern(torch.empty(3, 5, dtype=dtype, device="meta"))
-    assert pattern.shape == (3, 5) and pattern.dtype == dtype
-    assert not pattern.any() if not dtype.is_floating_point else bool(pattern.float().abs().max() <= 1)
+    values = pattern(torch.empty(3, 5, dtype=dtype, device="meta"))
+    assert values.shape == (3, 5) and values.dtype == dtype
+    assert not values.any() if not dtype.is_floating_point else bool(values.float().abs().max() <= 1)
     assert torch.equal(state, torch.random.get_rng_state()), "nobody's random numbers change"
 
 

@@ -106,6 +106,13 @@ def test_what_is_free_includes_what_torch_keeps(torch_gpu: TorchGpu, monkeypatch
     assert torch_gpu.free_bytes() == 130
 
 
+def test_a_thread_that_waits_for_an_event_sleeps(torch_gpu: TorchGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.cuda, "Event", lambda **options: asked.append(options))
+    torch_gpu.event()
+    assert asked == [{"blocking": True}]
+
+
 def test_a_context_that_is_broken_tells_its_first_reason(torch_gpu: TorchGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def record(self, stream: Any) -> None:

@@ -15,11 +15,15 @@ from torch.utils import _pytree as pytree
 
 import spacetime as st
 from spacetime import zoo
+from spacetime.backends import executables
 from spacetime.backends.cuda.backend import CudaBackend
 from spacetime.backends.cuda.graphs import CAPTURE_AFTER
+from spacetime.capture import cohort as cohorts
+from tests.backends.cuda.any_cohort import AnyProgram, in_gpu_form
 from tests.backends.cuda.fake_gpu import FakeGpu, with_gpu
 from tests.runtime.models import EXAMPLE, PATIENCE_S, WIDTH, Gate, X, assert_equal, plain, tiny
 
+MOST_ROUNDS = 500  # how soon the policy settles depends on what it measures
 MODELS = ("mlp", "resnet18", "bert")
 
 
@@ -35,7 +39,7 @@ class House:
 
 
 @contextmanager
-def house(policy: str = "space_time", **options: Any) -> Iterator[House]:
+def house(policy: Any = "space_time", **options: Any) -> Iterator[House]:
     backend, gpu = with_gpu(**options)
     with st.Runtime(backend, policy) as runtime:
         yield House(runtime, backend, gpu)
@@ -74,12 +78,32 @@ def test_the_zoo_is_served_right_alone_and_together(model: str, partitions: bool
             h.check([lone(*inputs[0])], modules[:1], inputs[:1])
             h.backend.settle()
         if partitions:
-            return  # the policy is still trying sizes, and a graph belongs to one
+            return  # the policy is still trying sizes
         report = h.backend.graphs.report()
         assert report.replays >= 1 and report.refused == (), report
         assert h.gpu.replays == report.replays + report.captured, "each is tried once before it serves"
         assert h.runtime.stats()["t0"]["graph_bytes"] > 0
         assert h.runtime.memory().resident_bytes >= report.num_bytes
+
+
+@pytest.mark.parametrize("num_tenants", [1, 3])
+def test_steady_traffic_is_replayed_on_partitions_too(num_tenants: int) -> None:
+    """The policy tries sizes until it knows them, and keeps trying some; lanes of many sizes meet in few blocks."""
+    modules = [tiny(seed) for seed in range(num_tenants)]
+    with house() as h:
+        assert h.backend.capabilities.partitions
+        tenants = [h.runtime.add(module, EXAMPLE, f"t{i}") for i, module in enumerate(modules)]
+        for turn in range(MOST_ROUNDS):
+            active = (
+                slice(None) if turn % 2 else slice(1)
+            )  # all, and one alone: a plain lane of several is not replayed
+            futures = [tenant.submit(X) for tenant in tenants[active]]
+            h.check([future.result(PATIENCE_S) for future in futures], modules[active], [EXAMPLE] * len(futures))
+            h.backend.settle()
+            if (report := h.backend.graphs.report()).replays >= 40:
+                break
+        assert report.replays >= 40 and report.refused == (), report
+        assert h.gpu.replays == report.replays + report.captured
 
 
 def test_tenants_come_and_go_while_others_are_served() -> None:
@@ -110,6 +134,39 @@ def test_tenants_come_and_go_while_others_are_served() -> None:
             for thread in threads:
                 thread.join(PATIENCE_S)
         assert not wrong
+
+
+def always_fused(snapshot: Any, costs: Any) -> st.Plan:
+    """All that waits, in one lane on the whole device."""
+    waiting = tuple(request for tenant in snapshot.tenants for request in tenant.waiting)
+    if not waiting or snapshot.running:
+        return st.Plan(())
+    lane = st.Lane(snapshot.tenants[0].cohort, waiting, (st.Segment(snapshot.device.whole),), fused=True)
+    return st.Plan((lane,))
+
+
+def test_one_graph_serves_whoever_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that read the owners of rows from device tables, from add() to the replay."""
+    fuse = cohorts.fuse
+    monkeypatch.setattr(cohorts, "fuse", lambda captured: in_gpu_form(fuse(captured)))
+    monkeypatch.setattr(executables, "compile_program", lambda fused, layers, **_: AnyProgram(fused, layers).compiled)
+    modules = {f"t{i}": tiny(i) for i in range(6)}
+    with house(always_fused) as h:
+        tenants = {name: h.runtime.add(modules[name], EXAMPLE, name) for name in ("t0", "t1", "t2")}
+        for leaves, comes in ((None, None), ("t1", "t3"), ("t0", "t4"), ("t3", "t5")):
+            if leaves is not None and comes is not None:
+                h.runtime.remove(leaves)
+                del tenants[leaves]
+                tenants[comes] = h.runtime.add(modules[comes], EXAMPLE, comes)
+            before = h.backend.graphs.report()
+            for turn in range(12):
+                names = [name for index, name in enumerate(tenants) if index != turn % 4]
+                futures = [tenants[name].submit(X) for name in names]
+                h.check([f.result(PATIENCE_S) for f in futures], [modules[n] for n in names], [EXAMPLE] * len(names))
+                h.backend.settle()
+        after = h.backend.graphs.report()
+        assert after.replays > before.replays and after.refused == () and after.by_mix == ()
+        assert after.captured <= 10, "a graph for each bucket and, of those that came alone, for each tenant"
 
 
 @pytest.mark.parametrize("policy", ["space_time", "time_slice", "streams", "static", "krisp", "gslice"])

@@ -23,6 +23,16 @@ def _linear(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -
     return functional.linear(x, weight, bias)
 
 
+@op("ScaledDotProduct", domain=INTERNAL)
+def _scaled_dot_product(node: Node, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention with the keys as the product had them: [..., size, tokens]."""
+    keys = key.transpose(-2, -1)
+    mixed: Tensor = functional.scaled_dot_product_attention(
+        query, keys, value, attn_mask=mask, scale=node.attributes["scale"]
+    )
+    return mixed
+
+
 @op("Gemm", 13, scalars=(2,))
 def _gemm(node: Node, x: Tensor, y: Tensor, offset: Any = None) -> Any:
     x = x.t() if node.attribute("transA", 0) else x
