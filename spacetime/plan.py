@@ -48,6 +48,26 @@ class TenantView(Value):
 
 
 @dataclass(frozen=True, slots=True)
+class Load(Value):
+    """What a launch or a lane is given of one program: rows in all, and the sets of weights that they meet."""
+
+    tenants: int
+    rows: int
+
+    def __add__(self, other: Load) -> Load:
+        """Together in one launch."""
+        return Load(self.tenants + other.tenants, self.rows + other.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class MergedView(Value):
+    """A merged execution: lanes with its `id` as their cohort hold tenants of any of these cohorts."""
+
+    id: str
+    cohorts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Segment(Value):
     """A run of consecutive kernels on one partition; `last_kernel` is exclusive, -1 means to the end."""
 
@@ -77,7 +97,7 @@ class Resize(Value):
 class Lane(Value):
     """One batch on its way through the device. `fused` False: the plain modules, one request after another."""
 
-    cohort: str
+    cohort: str  # or the id of a merged execution
     requests: tuple[RequestView, ...]
     segments: tuple[Segment, ...]
     fused: bool = True
@@ -128,3 +148,4 @@ class Snapshot(Value):
     running_since_us: tuple[int, ...] = ()  # when each lane of `running` started; empty: not known
     freed_at_us: int = 0  # when a lane last ended
     promised_us: int | None = None  # the tightest objective of those that were active recently and do not wait now
+    merged: tuple[MergedView, ...] = ()  # what tenants of unlike cohorts may share a lane by

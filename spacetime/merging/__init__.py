@@ -4,8 +4,8 @@ from spacetime.merging.align import align, canonical, gained
 from spacetime.merging.cache import MergeCache
 from spacetime.merging.explain import KernelFate, MergeExplanation, explain
 from spacetime.merging.gains import Launches, PredictedTime, Weights
-from spacetime.merging.steps import Load
 from spacetime.merging.worth import Worth, merged_times, worth
+from spacetime.plan import Load
 
 __all__ = [
     "KernelFate",

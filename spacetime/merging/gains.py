@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from spacetime.device import Device
 from spacetime.ir import Kernel
-from spacetime.merging.steps import Load, launches_work
+from spacetime.plan import Load
 from spacetime.scheduler.analytic import lane_sizes
+from spacetime.scheduler.merged_prior import launches_work
 
 Floats = NDArray[np.float64]
 
@@ -66,7 +67,7 @@ class PredictedTime:
 
 
 class _Predicted:
-    """A group's time is that of `steps.grouped_work` on the whole device, computed for many pairs at once."""
+    """A group's time is that of `merged_prior.grouped_work` on the whole device, computed for many pairs at once."""
 
     def __init__(self, kernels: Sequence[Kernel], device: Device, rows: int) -> None:
         self._launch_us = device.launch_us

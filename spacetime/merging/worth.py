@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spacetime.device import Device
 from spacetime.errors import OptionError
-from spacetime.ir import Kernel
 from spacetime.merged import MergedProgram
-from spacetime.merging.steps import Load, grouped_work, launches_work
+from spacetime.plan import Load
 from spacetime.scheduler.analytic import KernelWork, kernel_work
+from spacetime.scheduler.merged_prior import MergedWork, by_step
 from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.tables import KernelTimes
 from spacetime.values import Value
@@ -95,10 +94,9 @@ def lane_times(
     expected: Sequence[Floats] = (),
 ) -> KernelTimes:
     """By the model; scaled, step by step, by what is expected of the members' kernels over what is modelled."""
-    us = _steps_work(merged, loads, device).times(device).us
+    us = MergedWork(merged, device).work(loads).times(device).us
     if modelled:
-        steps = np.concatenate(merged.steps_of).astype(np.intp)
-        us = us * _by_step(expected, steps, len(us)) / _by_step(modelled, steps, len(us))
+        us = us * by_step(expected, merged.steps_of, len(us)) / by_step(modelled, merged.steps_of, len(us))
     return KernelTimes(us)
 
 
@@ -123,49 +121,12 @@ def program_work(merged: MergedProgram, member: int, load: Load, device: Device)
     return kernel_work(merged.programs[member], device, tenants=load.tenants, rows=load.rows)
 
 
-def _steps_work(merged: MergedProgram, loads: Sequence[Load], device: Device) -> KernelWork:
-    """Equal kernels of a step are one launch with their loads added up; unlike ones are then grouped."""
-    kernels: list[Kernel] = []
-    sums: list[Load] = []
-    first = [0]
-    for step in merged.steps:
-        at: dict[str, int] = {}
-        for part in step.parts:
-            kernel = merged.kernel(part)
-            key = kernel.key if step.form == "grouped" else ""
-            row = at.setdefault(key, len(kernels))
-            if row == len(kernels):
-                kernels.append(kernel)
-                sums.append(loads[part.member])
-            else:
-                sums[row] = sums[row] + loads[part.member]
-        first.append(len(kernels))
-    parts = launches_work(kernels, sums, device)
-    works = [
-        parts.take(np.arange(begin, end))
-        if end - begin == 1
-        else grouped_work(parts.take(np.arange(begin, end)), device)
-        for begin, end in pairwise(first)
-    ]
-    return KernelWork(
-        np.concatenate([work.compute_us for work in works]),
-        np.concatenate([work.traffic_bytes for work in works]),
-        np.concatenate([work.serial_us for work in works]),
-    )
-
-
 def _expected(merged: MergedProgram, loads: Sequence[Load], costs: CostModel, cohorts: Sequence[str]) -> list[Floats]:
     names = cohorts or [program.signature for program in merged.programs]
     return [
         costs.kernel_times(name, tenants=load.tenants, rows=load.rows).us
         for name, load in zip(names, loads, strict=True)
     ]
-
-
-def _by_step(members: Sequence[Floats], steps: NDArray[np.intp], num_steps: int) -> Floats:
-    totals = np.zeros((num_steps, members[0].shape[1]))
-    np.add.at(totals, steps, np.concatenate(members))
-    return totals
 
 
 def _check(merged: MergedProgram, loads: Sequence[Load], cohorts: Sequence[str]) -> None:

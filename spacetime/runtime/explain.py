@@ -9,6 +9,7 @@ from spacetime.backends.families import LengthsExecutable
 from spacetime.backends.intercepted import InterceptedExecutable
 from spacetime.capture.cohort import Cohort
 from spacetime.runtime.memory import NO_MEMORY, MemoryReport, memory_lines
+from spacetime.runtime.merged_report import MergedReport
 from spacetime.runtime.prepare import Prepared
 from spacetime.trace import LaneEvent, Trace
 from spacetime.values import Value
@@ -31,6 +32,8 @@ class KernelReport(Value):
     form: str  # a key of WHY
     weight_bytes: int  # of all tenants together, shared content once
     sharing_tenants: int  # tenants whose weights for it are somebody else's as well
+    kernel: str = ""  # what it ran as the last time, where a GPU has a choice
+    plain_because: str = ""  # why that is plain torch
 
     @property
     def why(self) -> str:
@@ -122,6 +125,8 @@ class Explanation(Value):
     memory: MemoryReport = NO_MEMORY
     unconfined: str = ""  # why a GPU's lanes are not confined to partitions
     eager: tuple[str, ...] = ()  # lanes that cannot become CUDA graphs, and why
+    merged: tuple[MergedReport, ...] = ()  # launches that unlike architectures share
+    unmerged: tuple[str, ...] = ()  # what could share none, and why
 
     def __str__(self) -> str:
         lines = [f"{self.device}: {self.num_units} units, policy {self.policy}"]
@@ -131,7 +136,8 @@ class Explanation(Value):
             lines += _cohort_lines(cohort)
         forms = {kernel.form for cohort in self.cohorts for kernel in cohort.kernels}
         lines += ["", *(f"{form}: {why}" for form, why in WHY.items() if form in forms)] if forms else []
-        lines += [f"\n{report}" for report in (*self.varying, *self.opaque)]
+        lines += [f"\n{report}" for report in (*self.merged, *self.varying, *self.opaque)]
+        lines += [f"\nnot merged: {reason}" for reason in self.unmerged]
         for straggler in self.apart:
             lines.append(
                 f"\napart {straggler.tenant}: lanes with it took {straggler.factor:.1f}x as long as those without; "
@@ -145,7 +151,7 @@ class Explanation(Value):
 
 def cohort_report(executable: CohortExecutable, trace: Trace) -> CohortReport:
     cohort = executable.cohort
-    forms = _forms(cohort)
+    forms, chosen = _forms(cohort), _chosen(executable)
     return CohortReport(
         signature=cohort.program.signature,
         tenants=tuple(cohort.members),
@@ -156,6 +162,7 @@ def cohort_report(executable: CohortExecutable, trace: Trace) -> CohortReport:
                 kernel.op,
                 forms.get(cohort.captured.kernel_nodes[kernel.index], "folded"),
                 *_weights(cohort, kernel.weights),
+                *chosen.get(cohort.captured.kernel_nodes[kernel.index], ("", "")),
             )
             for kernel in cohort.program.kernels
         ),
@@ -208,6 +215,15 @@ def _forms(cohort: Cohort) -> dict[str, str]:
     return forms
 
 
+def _chosen(executable: CohortExecutable) -> dict[str, tuple[str, str]]:
+    """By node: the kernel that ran, and why none did."""
+    if not executable.is_on_gpu:
+        return {}
+    from spacetime.kernels.bound import choices  # on a CPU nobody waits for its import
+
+    return {choice.node: (choice.kernel, choice.reason) for choice in choices(executable.kernels)}
+
+
 def _weights(cohort: Cohort, weights: tuple[int, ...]) -> tuple[int, int]:
     layers = [
         layer
@@ -230,9 +246,15 @@ def _cohort_lines(cohort: CohortReport) -> list[str]:
     for kernel in cohort.kernels:
         lines.append(
             f"  {kernel.index:<6} {kernel.op:<30} {kernel.form:<10} {kernel.weight_bytes:>12} "
-            f"{kernel.sharing_tenants:>9}  {kernel.name}"
+            f"{kernel.sharing_tenants:>9}  {kernel.name}{_ran(kernel)}"
         )
     return lines
+
+
+def _ran(kernel: KernelReport) -> str:
+    if not kernel.kernel:
+        return ""
+    return f" -> {kernel.kernel}" + (f": {kernel.plain_because}" if kernel.plain_because else "")
 
 
 def _lane(lane: LaneReport | None) -> str:

@@ -16,9 +16,10 @@ from spacetime.backends import make_backend, memory_of
 from spacetime.backends.meeting import require_greenlet
 from spacetime.backends.threads import release_team
 from spacetime.capture.lengths import Declared, Lengths
+from spacetime.device import Device
 from spacetime.errors import AdmissionError, ClosedError, OptionError, RejectedError
 from spacetime.kernels import prepacked_conv
-from spacetime.profiler.environment import cpu_environment
+from spacetime.profiler.environment import environment_of
 from spacetime.profiler.profile import Profile
 from spacetime.profiler.table import MeasuredTable
 from spacetime.runtime.admission import Admission, Candidate, LoopFigures
@@ -26,6 +27,7 @@ from spacetime.runtime.checks import brought, check_example, check_module
 from spacetime.runtime.contract import Contract, contract_of
 from spacetime.runtime.explain import ApartReport, Explanation, cohort_report, lengths_report, opaque_report
 from spacetime.runtime.memory import FIGURES, Holding, Ledger, MemoryReport, lane_bytes
+from spacetime.runtime.merging import ON_GPU, Merging
 from spacetime.runtime.prepare import Prepared, Preparer
 from spacetime.runtime.tenant import Tenant, Wrapped
 from spacetime.runtime.undo import prepare_whole
@@ -65,6 +67,7 @@ class Runtime:
         *,
         prepack: bool = False,
         intercept: bool = False,
+        merge: bool = False,
         admission: str = "warn",
         profile: Profile | None = None,
         record: bool = False,
@@ -73,6 +76,9 @@ class Runtime:
 
         `intercept=True`: modules that cannot be captured share the launches of their linears and convolutions with
         modules that are alike, when that is faster; needs the extra "intercept".
+
+        `merge=True`: tenants of unlike architectures share the launches that they have in common, when that is
+        faster. What may be merged is prepared in the background of add(); explain() says what is, and what is not.
 
         `admission`: what add() does with a tenant that cannot make its SLO, comes to an overloaded device or does
         not fit into memory: "warn", "reject" (AdmissionError), or "off": nothing is predicted. `profile`: what was
@@ -92,7 +98,7 @@ class Runtime:
         self._ledger = Ledger()
         self._recorder = Recorder() if record else None
         self._costs = OnlineCosts() if self._recorder is None else self._recorder.costs
-        self._table = None if profile is None else _table_of(profile)
+        self._table = None if profile is None else _table_of(profile, self._backend.device, self._memory.unconfined)
         copies = 2 if prepack else 1
         self._admission = Admission(admission, self._backend.device, self._costs, self._memory, copies=copies)
         self._preparer = Preparer(prepack, intercept)
@@ -101,6 +107,10 @@ class Runtime:
         self._closed = False
         self._request_ids = itertools.count()
         self._driver = Driver(self._build, at_end=self._release)
+        self._unmerged = (ON_GPU,) if merge and self._torch_device != "cpu" else ()
+        self._merging: Merging | None = None
+        if merge and not self._unmerged:
+            self._merging = Merging(self._driver, self._costs, self._backend.device, self._changing)
 
     def _build(self, post: Post) -> Scheduler:
         if self._recorder is not None:
@@ -167,6 +177,8 @@ class Runtime:
             contract = contract_of(name, example, lengths, strict=is_strict, device=self._torch_device)
             self._residents[name] = _Resident(spec, contract, prepared, candidate.rows)
             self._ledger.update(self._holdings())
+            if self._merging is not None and prepared.cohort is not None and prepared.cohort == spec.cohort:
+                self._merging.joined(name, spec.cohort, self._preparer.cohorts[spec.cohort], example)
         return Tenant(name, partial(self._submit, name, contract))
 
     def _check_lane(self, candidate: Candidate, prepared: Prepared) -> AdmissionError | None:
@@ -190,6 +202,8 @@ class Runtime:
                 raise OptionError(f"tenant {name!r} does not exist", f"known: {known}", "name one of these")
             del self._residents[name]
             self._driver.call(lambda scheduler: scheduler.remove_tenant(name)).result()
+            if self._merging is not None:
+                self._merging.left(name)
             self._preparer.forget(name)
             self._ledger.update(self._holdings())
 
@@ -257,6 +271,7 @@ class Runtime:
         trace = self.trace()
         stats = self.stats()
         with self._changing:
+            merged, unmerged = self._merging.reports(trace) if self._merging else ((), self._unmerged)
             return Explanation(
                 device=self._backend.device.name,
                 num_units=self._backend.device.num_units,
@@ -272,6 +287,8 @@ class Runtime:
                 memory=self.memory(),
                 unconfined=self._memory.unconfined,
                 eager=self._memory.uncaptured(),
+                merged=merged,
+                unmerged=unmerged,
             )
 
     def stats(self) -> dict[str, dict[str, int | float]]:
@@ -305,6 +322,8 @@ class Runtime:
 
     def _release(self) -> None:
         """Nothing runs any more."""
+        if self._merging is not None:
+            self._merging.stop()
         with self._changing:
             for name in list(self._residents):
                 del self._residents[name]
@@ -324,9 +343,9 @@ def wrap(module: nn.Module, *, runtime: Runtime, example: tuple[Any, ...], name:
     return Wrapped(module, runtime.add(module, example, name, **options))
 
 
-def _table_of(profile: Profile) -> MeasuredTable:
-    """The profile's latencies, if they are this machine's."""
-    differences = cpu_environment().differences(profile.environment)
+def _table_of(profile: Profile, device: Device, unconfined: str) -> MeasuredTable:
+    """The profile's latencies, if they are this device's."""
+    differences = environment_of(device, unconfined).differences(profile.environment)
     if differences:
         raise OptionError(
             f"the profile is of {profile.device!r}, not of this machine", "; ".join(differences), "profile here again"

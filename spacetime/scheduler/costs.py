@@ -13,7 +13,7 @@ and a cohort whose later lanes keep differing from theirs is `stale`: its profil
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from spacetime.device import Device
 from spacetime.errors import OptionError
 from spacetime.ir import Program
+from spacetime.merged import MergedProgram
+from spacetime.scheduler.merged_prior import Loads, MergedPrior
 from spacetime.scheduler.prior import MAX_TABLES, Prior
 from spacetime.scheduler.tables import KernelTimes, LatencyTable
 from spacetime.values import Value
@@ -153,21 +155,30 @@ class _Cohort:
         confidence = 0 if measured is None else self._confidence(measured)
         if measured is None or not confidence:
             _, _, units, fused = bucket
-            return self._calibration(fused, units)
+            calibration, discount = self._calibration(fused, units)
+            return calibration * discount
         return measured.over_prior * (1 - OPTIMISM / (1 + confidence))
+
+    def fused_us(self, tenants: int, rows: int, units: int) -> tuple[float, float]:
+        """A fused lane's prior, and what it is expected to take without any optimism."""
+        prior_us = self.prior.lane_us(tenants, rows, units, True)
+        measured = self._measured.get((_bucket(tenants), _bucket(rows), _bucket(units), True))
+        if measured is not None and self._confidence(measured):
+            return prior_us, prior_us * measured.over_prior
+        return prior_us, prior_us * self._calibration(True, _bucket(units))[0]
 
     def _confidence(self, measured: _Measured) -> int:
         return len(measured.samples) >> max(0, self._settled_at - measured.seen_at) // FORGET_AFTER
 
-    def _calibration(self, fused: bool, units: int) -> float:
-        """Measured over prior for arrangements of this kind. A kind never tried looks good, so that it is tried."""
+    def _calibration(self, fused: bool, units: int) -> tuple[float, float]:
+        """Measured over prior for arrangements of this kind; how good one never tried looks, so that it is tried."""
         known = self._calibrations.get((fused, units))
         if known is not None:
-            return known * EXPLORE
+            return known, EXPLORE
         others = [(max(size, units) / min(size, units), -size) for form, size in self._calibrations if form == fused]
         if others:
-            return self._calibrations[fused, -min(others)[1]] * EXPLORE_SIZE
-        return min(self._calibrations.values(), default=1.0) * EXPLORE_FORM
+            return self._calibrations[fused, -min(others)[1]], EXPLORE_SIZE
+        return min(self._calibrations.values(), default=1.0), EXPLORE_FORM
 
     def _settle(self) -> None:
         """Forget, and calibrate: for every kind the median over the arrangements that are remembered."""
@@ -198,11 +209,60 @@ class _Cohort:
             self.stale_since = self.num_observed
 
 
+class _Merged:
+    """Lanes of a merged execution: the prior of their loads times what such lanes took over it.
+
+    Before any was seen: times what is known of the members' own lanes on as many units. None looks better than it is
+    expected to be in order to be tried.
+    """
+
+    def __init__(self, program: MergedProgram, device: Device, members: Sequence[_Cohort]) -> None:
+        self.program = program
+        self._prior = MergedPrior(program, device, [member.prior for member in members])
+        self._members = members
+        self._num_observed = 0
+        self._measured: dict[object, _Measured] = {}
+
+    def estimate_us(self, loads: Loads, units: int) -> float:
+        prior_us = self._prior.lane_us(loads, units)
+        measured = self._measured.get(_merged_bucket(loads, units))
+        confidence = 0 if measured is None else self._confidence(measured)
+        if measured is None or not confidence:
+            factor = self._factor_of_members(loads, units)
+        else:
+            factor = measured.over_prior * (1 - OPTIMISM / (1 + confidence))
+        return prior_us * factor
+
+    def observe(self, loads: Loads, units: int, duration_us: float) -> None:
+        measured = self._measured.setdefault(_merged_bucket(loads, units), _Measured())
+        if not self._confidence(measured):
+            measured.samples.clear()
+        self._num_observed += 1
+        measured.add(max(duration_us, 1) / self._prior.lane_us(loads, units), self._now)
+
+    def _factor_of_members(self, loads: Loads, units: int) -> float:
+        expected = [
+            member.fused_us(load.tenants, load.rows, units)
+            for member, load in zip(self._members, loads, strict=True)
+            if load.rows
+        ]
+        return sum([known_us for _, known_us in expected]) / sum([prior_us for prior_us, _ in expected])
+
+    def _confidence(self, measured: _Measured) -> int:
+        return len(measured.samples) >> (self._now - measured.seen_at) // FORGET_AFTER
+
+    @property
+    def _now(self) -> int:
+        """Observations of it and of its members: while it is refused, theirs pass the time."""
+        return self._num_observed + sum([member.num_observed for member in self._members])
+
+
 class OnlineCosts:
-    """A LearningCostModel."""
+    """A LearningCostModel, and one of merged lanes."""
 
     def __init__(self) -> None:
         self._cohorts: dict[str, _Cohort] = {}
+        self._merged: dict[str, _Merged] = {}
 
     def register(self, cohort: str, program: Program | None, device: Device, table: LatencyTable | None = None) -> None:
         """Make a cohort known; `program` None: opaque. What was learned of a known cohort is kept.
@@ -215,8 +275,7 @@ class OnlineCosts:
 
     def lane_us(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool = True) -> float:
         known = self._cohorts.get(cohort) or self._find(cohort)
-        arrangement = (tenants, rows, units, fused)
-        estimate = known.estimates.get(arrangement)
+        estimate = known.estimates.get((tenants, rows, units, fused))
         if estimate is None:
             estimate = known.estimate_us(tenants, rows, units, fused)
         return estimate
@@ -228,6 +287,21 @@ class OnlineCosts:
 
     def observe(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool, duration_us: int) -> None:
         self._find(cohort).observe(tenants, rows, units, fused, duration_us)
+
+    def register_merged(self, merged: str, program: MergedProgram, cohorts: Sequence[str], device: Device) -> None:
+        """Make a merged execution known by its id; `cohorts` in the order of the program's members, known before."""
+        known = self._merged.get(merged)
+        if known is None or known.program != program:
+            self._merged[merged] = _Merged(program, device, [self._find(cohort) for cohort in cohorts])
+
+    def merged_us(self, merged: str, loads: Loads, *, units: int) -> float:
+        return self._find_merged(merged).estimate_us(loads, units)
+
+    def observe_merged(self, merged: str, loads: Loads, *, units: int, duration_us: int) -> None:
+        self._find_merged(merged).observe(loads, units, duration_us)
+
+    def forget_merged(self, merged: str) -> None:
+        self._merged.pop(merged, None)
 
     def staleness(self, cohort: str) -> Staleness | None:
         """Set while the cohort's lanes keep differing from what its prior and its first lanes say."""
@@ -242,6 +316,16 @@ class OnlineCosts:
             known = ", ".join(sorted(self._cohorts)) or "none"
             raise OptionError(f"cohort {cohort!r} has no costs", f"known: {known}", "register it before it is used")
         return self._cohorts[cohort]
+
+    def _find_merged(self, merged: str) -> _Merged:
+        if merged not in self._merged:
+            known = ", ".join(sorted(self._merged)) or "none"
+            raise OptionError(f"{merged!r} has no costs", f"known: {known}", "register it before it is used")
+        return self._merged[merged]
+
+
+def _merged_bucket(loads: Loads, units: int) -> object:
+    return (*[(_bucket(load.tenants), _bucket(load.rows)) for load in loads], _bucket(units))
 
 
 def _bucket(count: int) -> int:

@@ -15,7 +15,8 @@ from typing import Any
 from spacetime.device import Capabilities, Device
 from spacetime.errors import RejectedError, SpacetimeError
 from spacetime.ir import Program
-from spacetime.plan import Lane, Plan, RequestView, Snapshot
+from spacetime.merged import MergedProgram
+from spacetime.plan import Lane, MergedView, Plan, RequestView, Snapshot
 from spacetime.scheduler.costs import OnlineCosts
 from spacetime.scheduler.loop import Scheduler
 from spacetime.scheduler.protocols import CostModel, Executable, LaneResult, Outcome, Policy
@@ -64,6 +65,18 @@ class Registration(Value):
 
 
 @dataclass(frozen=True, slots=True)
+class MergedRegistration(Value):
+    """A merged execution that the cost model was told about."""
+
+    merged: MergedView  # its cohorts in the order of the program's members
+    program: MergedProgram
+
+    def register(self, costs: OnlineCosts, device: Device) -> None:
+        """Tell a cost model the same."""
+        costs.register_merged(self.merged.id, self.program, self.merged.cohorts, device)
+
+
+@dataclass(frozen=True, slots=True)
 class LaneEnd(Value):
     """How a lane ended. Jobs are what the backend was given, lanes and preparations alike, in order."""
 
@@ -82,7 +95,7 @@ class Entry(Value):
     """
 
     call: str
-    argument: Registration | TenantSpec | RequestView | LaneEnd | Option = None
+    argument: Registration | MergedRegistration | TenantSpec | MergedView | RequestView | LaneEnd | Option = None
     clock_us: tuple[int, ...] = ()  # readings
     cancelled: tuple[tuple[str, int], ...] = ()  # tenants and ids of requests that turned out to be cancelled
     refused: tuple[int, ...] = ()  # jobs that the backend raised an exception for
@@ -288,7 +301,7 @@ class _Replayer:
         match entry.call:
             case "register":
                 argument.register(self._costs, self._journal.device)
-            case "add_tenant" | "replace_tenant":
+            case "add_tenant" | "replace_tenant" | "add_merged":
                 getattr(self._scheduler, entry.call)(argument, _NoExecutable())
             case "submit":
                 request = _ScriptedRequest(argument, None)
@@ -298,7 +311,7 @@ class _Replayer:
                 getattr(self._scheduler, entry.call)(RejectedError(argument, "as recorded"))
             case "step" | "snapshot":
                 getattr(self._scheduler, entry.call)()
-            case "close" | "remove_tenant":
+            case "close" | "remove_tenant" | "remove_merged":
                 getattr(self._scheduler, entry.call)(argument)
             case "lane":
                 outcomes = tuple(

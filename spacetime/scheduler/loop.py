@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from spacetime.errors import ClosedError, PlanError, RejectedError, SpacetimeError
-from spacetime.plan import Lane, Plan, RequestView, Snapshot
+from spacetime.plan import Lane, MergedView, Plan, RequestView, Snapshot
 from spacetime.scheduler.lateness import Lateness
+from spacetime.scheduler.merged_lanes import MergedLanes
 from spacetime.scheduler.metering import value_bytes
 from spacetime.scheduler.protocols import (
     Backend,
@@ -48,6 +49,8 @@ class _Running:
     isolated: bool
     started_us: int
     predicted_us: float | None  # of a straggler by itself
+    merged: MergedView | None  # what tenants of several cohorts share it by ...
+    cohorts: tuple[str, ...]  # ... and of which its requests are
 
 
 class Scheduler:
@@ -65,6 +68,7 @@ class Scheduler:
         self._lateness = Lateness(self._queues, costs, backend.device)
         self._resizes = Resizes(self._queues, backend, post)
         self._stragglers = Stragglers()
+        self._merged = MergedLanes(self._queues, costs)
         self._running: dict[int, _Running] = {}
         self._num_started = 0
         self._freed_at_us = 0
@@ -107,6 +111,14 @@ class Scheduler:
         for request in tenant.waiting.values():
             tenant.reject(request, error)
         return tenant.leave()
+
+    def add_merged(self, view: MergedView, executable: Executable) -> None:
+        """From now on lanes may hold tenants of all these cohorts. It goes when one of the cohorts does."""
+        self._merged.add(view, executable)
+
+    def remove_merged(self, merged: str) -> None:
+        """No lane of it starts any more; those that run end as they began."""
+        self._merged.remove(merged)
 
     def submit(self, request: Request) -> None:
         """Queue a request; whatever forbids it ends up in its future."""
@@ -186,8 +198,19 @@ class Scheduler:
         queues = self._queues
         capabilities, promised_us = self.backend.capabilities, queues.promised_us(now_us)
         freed_at_us = self._freed_at_us
+        roster, merged = queues.roster, self._merged.views
         return Snapshot(
-            now_us, device, free, queues.views(), lanes, capabilities, queues.roster, since_us, freed_at_us, promised_us
+            now_us,
+            device,
+            free,
+            queues.views(),
+            lanes,
+            capabilities,
+            roster,
+            since_us,
+            freed_at_us,
+            promised_us,
+            merged,
         )
 
     def lane_done(self, lane_id: int, result: LaneResult) -> None:
@@ -273,13 +296,16 @@ class Scheduler:
         self._num_started += 1
         now_us = self.backend.now_us()
         predicted_us = self._predict_us(lane) if tenants[0].apart else None
-        self._running[lane_id] = _Running(lane, requests, tenants, isolated, now_us, predicted_us)
-        self._lateness.lane_started(lane.cohort, lane.fused)
+        merged, executable = self._merged.find(lane.cohort) or (None, tenants[0].executable)
+        cohorts = () if merged is None else tuple([tenant.spec.cohort for tenant in tenants])
+        self._running[lane_id] = _Running(lane, requests, tenants, isolated, now_us, predicted_us, merged, cohorts)
+        if merged is None:
+            self._lateness.lane_started(lane.cohort, lane.fused)
         for tenant in dict.fromkeys(tenants):
             tenant.lane_started(now_us)
         payloads = [request.payload for request in requests]
         try:
-            self.backend.start(lane, tenants[0].executable, payloads, partial(self._post_done, lane_id))
+            self.backend.start(lane, executable, payloads, partial(self._post_done, lane_id))
         except Exception as error:
             now_us = self.backend.now_us()
             self._post_done(lane_id, LaneResult((Outcome(error=error),) * len(requests), now_us, now_us))
@@ -291,12 +317,16 @@ class Scheduler:
         now_us, lane = self.backend.now_us(), running.lane
         lane_us = (result.end_us - result.start_us) * lane.units / self.backend.device.num_units
         us_per_row = lane_us / lane.num_rows
-        for request, tenant, outcome in zip(running.requests, running.tenants, result.outcomes, strict=True):
+        charges = [us_per_row * view.rows for view in lane.requests]
+        if running.merged is not None:
+            charges = self._merged.charges(lane, running.cohorts, lane_us)
+        ended = zip(running.requests, running.tenants, result.outcomes, charges, strict=True)
+        for request, tenant, outcome, charged_us in ended:
             view = request.view
             num_bytes = request.input_bytes + value_bytes(outcome.value)
             tenant.meter.record(
                 view.rows,
-                us_per_row * view.rows,
+                charged_us,
                 now_us - view.arrival_us,
                 outcome.error is None,
                 at_us=now_us,
@@ -310,15 +340,17 @@ class Scheduler:
 
     def _observe(self, running: _Running, duration_us: int) -> None:
         lane, tenants = running.lane, dict.fromkeys(running.tenants)
-        if len(tenants) > 1 or not running.tenants[0].apart:  # a straggler by itself says nothing about its peers
+        if running.merged is not None:
+            self._merged.observe(running.merged, lane, running.cohorts, duration_us)
+        elif len(tenants) > 1 or not running.tenants[0].apart:  # a straggler by itself says nothing about its peers
             kind: dict[str, int] = {"tenants": len(tenants), "rows": lane.num_rows, "units": lane.units}
             self._costs.observe(lane.cohort, **kind, fused=lane.fused, duration_us=duration_us)
 
     def _judge(self, running: _Running, device_us: int) -> None:
         """Does one of the lane's tenants make it slow?"""
         first = running.tenants[0]
-        if not first.spec.fusible or not (first.has_peers or first.apart):
-            return
+        if running.merged is not None or not first.spec.fusible or not (first.has_peers or first.apart):
+            return  # where it has nobody to be compared with, or is compared with unlike ones
         lane, tenants = running.lane, dict.fromkeys(running.tenants)
         known = self._queues.tenants
         stayed = all(known.get(t.spec.name) is t and t.spec.cohort == lane.cohort for t in tenants)
@@ -337,6 +369,7 @@ class Scheduler:
             self._lateness.forget(cohort)
             self._resizes.forget(cohort)
             self._stragglers.forget_cohort(cohort)
+            self._merged.forget(cohort)
 
     def _reject(self, views: Sequence[RequestView], error: SpacetimeError) -> None:
         """End requests that wait. All leave their queues first: a future's callback may come back to us."""

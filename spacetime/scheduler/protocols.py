@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from spacetime.device import Capabilities, Device
-from spacetime.plan import Lane, Plan, Snapshot
+from spacetime.plan import Lane, Load, Plan, Snapshot
 from spacetime.scheduler.tables import KernelTimes
 
 
@@ -87,6 +87,20 @@ class LearningCostModel(CostModel, Protocol):
 
     def observe(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool, duration_us: int) -> None:
         """A lane of this kind ran undisturbed and took `duration_us`."""
+
+
+@runtime_checkable
+class MergedCostModel(Protocol):
+    """What a cost model has beside the rest where Snapshot.merged is not empty. `loads` are by member: 0 rows, none."""
+
+    def merged_us(self, merged: str, loads: tuple[Load, ...], *, units: int) -> float:
+        """Predicted duration of a lane of this merged execution."""
+
+    def observe_merged(self, merged: str, loads: tuple[Load, ...], *, units: int, duration_us: int) -> None:
+        """Such a lane ran undisturbed and took `duration_us`."""
+
+    def forget_merged(self, merged: str) -> None:
+        """It is no more."""
 
 
 Policy = Callable[[Snapshot, CostModel], Plan]

@@ -17,16 +17,17 @@ from typing import Any
 from spacetime.device import Capabilities, Device
 from spacetime.errors import OptionError, SpacetimeError
 from spacetime.ir import Program
-from spacetime.plan import Lane, Plan, RequestView, Snapshot
+from spacetime.merged import MergedProgram
+from spacetime.plan import Lane, MergedView, Plan, RequestView, Snapshot
 from spacetime.scheduler.costs import OnlineCosts
-from spacetime.scheduler.journal import Entry, Journal, LaneEnd, Option, Registration
+from spacetime.scheduler.journal import Entry, Journal, LaneEnd, MergedRegistration, Option, Registration
 from spacetime.scheduler.loop import Post, Scheduler
 from spacetime.scheduler.protocols import Backend, CostModel, Executable, LaneResult, Policy
 from spacetime.scheduler.registry import policy_name
 from spacetime.scheduler.request import Request, TenantSpec
 from spacetime.scheduler.tables import LatencyTable
 
-Argument = Registration | TenantSpec | RequestView | LaneEnd | Option
+Argument = Registration | MergedRegistration | TenantSpec | MergedView | RequestView | LaneEnd | Option
 
 
 class Recorder:
@@ -85,7 +86,7 @@ class Recorder:
             if not self._interrupted:
                 self._entries.append(present.close(call, argument, error))
 
-    def registered(self, registration: Registration) -> None:
+    def registered(self, registration: Registration | MergedRegistration) -> None:
         """Cohorts are registered before the scheduler knows them, from any thread."""
         self._entries.append(Entry("register", registration))
 
@@ -149,6 +150,10 @@ class RecordingCosts(OnlineCosts):
     def register(self, cohort: str, program: Program | None, device: Device, table: LatencyTable | None = None) -> None:
         super().register(cohort, program, device, table)
         self._recorder.registered(Registration.of(cohort, program, table))
+
+    def register_merged(self, merged: str, program: MergedProgram, cohorts: Sequence[str], device: Device) -> None:
+        super().register_merged(merged, program, cohorts, device)
+        self._recorder.registered(MergedRegistration(MergedView(merged, tuple(cohorts)), program))
 
 
 class RecordingBackend:
@@ -230,6 +235,14 @@ class RecordingScheduler(Scheduler):
     def remove_tenant(self, name: str) -> Future[None]:
         with self._recorder.entry("remove_tenant", name):
             return super().remove_tenant(name)
+
+    def add_merged(self, view: MergedView, executable: Executable) -> None:
+        with self._recorder.entry("add_merged", view):
+            super().add_merged(view, executable)
+
+    def remove_merged(self, merged: str) -> None:
+        with self._recorder.entry("remove_merged", merged):
+            super().remove_merged(merged)
 
     def submit(self, request: Request) -> None:
         recorded = RecordedRequest(**{field.name: getattr(request, field.name) for field in fields(request)})

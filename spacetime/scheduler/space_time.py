@@ -3,6 +3,8 @@
 Cohorts are served in order of urgency (selection.py). Each takes the arrangement of its waiting rows that the cost
 model likes best (arrangements.py), as long as it meets the tightest deadline that can be met (deadlines.py). When
 everybody had a turn, what still waits has another, and what is left widens the lanes that gain most (widening.py).
+Lanes of unlike cohorts that start together become one where there is a merged execution, and it pays
+(merged_drafts.py).
 
 In `space_time` a lane keeps its atoms from its start to its end. Smaller segments inside of it would free nothing for
 others, so it is the lane's size that is chosen, and segments are made only where kernels run faster on fewer atoms.
@@ -21,6 +23,7 @@ from spacetime.plan import Lane, Placement, Plan, Segment, Snapshot
 from spacetime.scheduler.allocation import UNLIMITED
 from spacetime.scheduler.arrangements import Arrangement, atoms_needed, choose, deal, lane_units
 from spacetime.scheduler.deadlines import Deadlines, Due
+from spacetime.scheduler.merged_drafts import join
 from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.registry import policy
 from spacetime.scheduler.segments import SEGMENTS_FROM_US, Run, fastest_runs, leanest_runs
@@ -45,8 +48,11 @@ def space_time(snapshot: Snapshot, costs: CostModel) -> Plan:
     """Fill the free atoms, cohort by cohort; hold a cohort back for a moment when peers are likely to join."""
     step = _Step(snapshot, costs, (snapshot.free_atoms & snapshot.device.all_atoms).bit_count())
     step.decide()
+    drafts = step.drafts
+    if snapshot.merged and len(drafts) > 1:
+        drafts = join(drafts, snapshot, costs)
     free, lanes = snapshot.free_atoms, []
-    for draft in step.drafts:
+    for draft in drafts:
         lane = _lane(draft, free, snapshot, costs)
         free &= ~lane.atoms
         lanes.append(lane)
@@ -236,7 +242,7 @@ def _lane(draft: Draft, free: int, snapshot: Snapshot, costs: CostModel) -> Lane
     device = snapshot.device
     atoms, units = _lowest(free, draft.atoms), lane_units(draft.atoms, device)
     segments = _whole_lane(atoms, units)
-    if snapshot.capabilities.segments and draft.about_us >= SEGMENTS_FROM_US:
+    if snapshot.capabilities.segments and draft.about_us >= SEGMENTS_FROM_US and not draft.is_whole:
         tenants, rows = draft.size
         times = costs.kernel_times(draft.cohort, tenants=tenants, rows=rows, fused=draft.fused)
         runs = fastest_runs(times, draft.atoms, device.switch_us)

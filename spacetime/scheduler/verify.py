@@ -16,13 +16,14 @@ def verify(plan: Plan, snapshot: Snapshot, capabilities: Capabilities) -> None:
     tenants = {tenant.name: tenant for tenant in snapshot.tenants}
     running: dict[str, int] = {}  # lanes of a tenant, those of the plan included
     takeable: dict[str, dict[int, RequestView]] = {}
+    merged = {view.id: view.cohorts for view in snapshot.merged}
     checked: set[tuple[int, bool]] = set()  # lanes may share their segments: those need one look
     for index, lane in enumerate(plan.lanes):
         kind = (id(lane.segments), lane.placement is None)
         if kind not in checked:
             _verify_segments(index, lane, snapshot.device, capabilities)
             checked.add(kind)
-        _verify_lane(index, lane, tenants, running, takeable)
+        _verify_lane(index, lane, merged.get(lane.cohort, _NO_MEMBERS), tenants, running, takeable)
     if plan.isolated:
         _verify_isolation(plan.lanes, snapshot)
 
@@ -30,11 +31,15 @@ def verify(plan: Plan, snapshot: Snapshot, capabilities: Capabilities) -> None:
 def _verify_lane(
     index: int,
     lane: Lane,
+    members: tuple[str, ...],
     tenants: dict[str, TenantView],
     running: dict[str, int],
     takeable: dict[str, dict[int, RequestView]],
 ) -> None:
-    """Its tenants, and that each of its requests waits and is taken once. `running` and `takeable` are updated."""
+    """Its tenants, and that each of its requests waits and is taken once. `running` and `takeable` are updated.
+
+    `members`: the cohorts of a merged lane.
+    """
     requests = lane.requests
     if not requests:
         raise PlanError(f"lane {index} of cohort {lane.cohort!r} is empty")
@@ -47,11 +52,13 @@ def _verify_lane(
         num_lanes = running[name] = running.get(name, tenant.running) + 1
         if (
             num_lanes > tenant.max_concurrency
-            or tenant.cohort != lane.cohort
+            or (tenant.cohort != lane.cohort and tenant.cohort not in members)
             or units < tenant.min_units
             or not tenant.fusible
         ):
-            _verify_tenant(index, lane, len(names), units, tenant, num_lanes)
+            _verify_tenant(index, lane, members, len(names), units, tenant, num_lanes)
+        if members and (tenant.apart or not lane.fused):
+            _refuse_merged(index, lane, tenant)
     for request in requests:
         name = request.tenant
         waiting = takeable.get(name)
@@ -69,23 +76,40 @@ def _verify_lane(
 
 
 _NOTHING: dict[int, RequestView] = {}  # stays empty: what is not in it cannot be popped
+_NO_MEMBERS: tuple[str, ...] = ()
 
 
-def _verify_tenant(index: int, lane: Lane, num_tenants: int, units: int, tenant: TenantView, num_lanes: int) -> None:
+def _verify_tenant(
+    index: int,
+    lane: Lane,
+    members: tuple[str, ...],
+    num_tenants: int,
+    units: int,
+    tenant: TenantView,
+    num_lanes: int,
+) -> None:
     if num_lanes > tenant.max_concurrency:
         facts = f"max_concurrency is {tenant.max_concurrency}"
         raise PlanError(f"lane {index}: tenant {tenant.name!r} would run in {num_lanes} lanes at once", facts)
-    if tenant.cohort != lane.cohort:
+    if tenant.cohort != lane.cohort and tenant.cohort not in members:
         facts = f"tenant {tenant.name!r} is of cohort {tenant.cohort!r}"
-        raise PlanError(f"lane {index} is of cohort {lane.cohort!r}", facts, "one cohort per lane")
+        raise PlanError(f"lane {index} is of cohort {lane.cohort!r}", facts, "one cohort per lane, or merged ones")
     if units < tenant.min_units:
         facts = f"lane has {units} units, the tenant needs {tenant.min_units}"
         raise PlanError(f"lane {index} is too small for tenant {tenant.name!r}", facts)
-    if not tenant.fusible and (lane.fused or num_tenants > 1):
+    if not tenant.fusible and (lane.fused or num_tenants > 1 or members):
         facts = f"lane has fused={lane.fused} and {num_tenants} tenants"
         raise PlanError(
             f"lane {index}: tenant {tenant.name!r} is not fusible", facts, "give it a plain lane of its own"
         )
+
+
+def _refuse_merged(index: int, lane: Lane, tenant: TenantView) -> None:
+    if not lane.fused:
+        what, next_step = f"lane {index} is merged and plain", "merged lanes are fused; plain ones have one cohort"
+        raise PlanError(what, f"its id is {lane.cohort!r}", next_step)
+    what, facts = f"lane {index} is merged with a straggler", f"tenant {tenant.name!r} is apart"
+    raise PlanError(what, facts, "give it a lane of its own until it keeps up")
 
 
 def _verify_segments(index: int, lane: Lane, device: Device, capabilities: Capabilities) -> None:

@@ -26,6 +26,7 @@ class Draft:
     atoms: int
     fused: bool
     about_us: float  # what an average lane of its arrangement takes
+    is_whole: bool = False  # on one partition from its start to its end, however long it takes
 
     @property
     def requests(self) -> tuple[RequestView, ...]:

@@ -1,0 +1,239 @@
+"""Keeps one merged executable for the cohorts of a runtime, made in the background while they serve. Runtime only.
+
+All cohorts whose lanes are fused are its members; a lane has rows of some of them. It is made anew when cohorts come
+and go. A cohort whose tenants get other results merged than by themselves is left out from then on, and an executable
+that turns out to be at fault is given up; both say so in explain().
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from spacetime.backends.executables import Call, CohortExecutable
+from spacetime.backends.merged import MergedExecutable
+from spacetime.device import Device
+from spacetime.merged import MergedProgram
+from spacetime.merging import MergeCache
+from spacetime.plan import Lane, MergedView
+from spacetime.runtime.merged_report import MergedReport, merged_report
+from spacetime.scheduler.costs import OnlineCosts
+from spacetime.scheduler.driver import Driver
+from spacetime.scheduler.loop import Scheduler
+from spacetime.scheduler.protocols import Outcome
+from spacetime.trace import Trace
+
+ROWS_CHECKED = 2  # of the example
+ON_GPU = "lanes are merged on the CPU only: common launches have no form for GPUs yet"
+_log = logging.getLogger("spacetime")
+
+Members = tuple[str, ...]  # cohorts
+
+
+@dataclass
+class _Member:
+    """A cohort, and what its results are checked with."""
+
+    executable: CohortExecutable
+    call: Call
+    tenants: list[str]
+
+
+@dataclass
+class _Live:
+    """The merged executable that lanes run."""
+
+    view: MergedView
+    executable: MergedExecutable
+    checked: set[str] = field(default_factory=set)  # tenants
+
+
+class _Watched:
+    """Tells when its lanes have shown it to be at fault: the lane itself has come to its results all the same."""
+
+    def __init__(self, executable: MergedExecutable, at_fault: Callable[[], None]) -> None:
+        self._executable = executable
+        self._at_fault = at_fault
+
+    def run(self, lane: Lane, payloads: Sequence[Call]) -> Sequence[Outcome]:
+        outcomes = self._executable.run(lane, payloads)
+        if self._executable.fault:
+            self._at_fault()
+        return outcomes
+
+
+class Merging:
+    """`changing` is held by whoever adds and removes tenants, and while an executable is made and put in force."""
+
+    def __init__(self, driver: Driver, costs: OnlineCosts, device: Device, changing: threading.RLock) -> None:
+        self._driver = driver
+        self._costs = costs
+        self._device = device
+        self._changing = changing
+        self._cache = MergeCache()
+        self._members: dict[str, _Member] = {}
+        self._unfit: dict[str, str] = {}  # members that are left out, and why
+        self._given_up: dict[Members, str] = {}
+        self._live: _Live | None = None
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._wanted = False
+        self._waking = threading.Lock()  # of the three above
+
+    # -- what the runtime tells; it holds `changing` --------------------------------------------------
+
+    def joined(self, tenant: str, cohort: str, executable: CohortExecutable, example: tuple[object, ...]) -> None:
+        """A tenant whose lanes are those of its cohort."""
+        if cohort not in self._members:
+            leaves = [leaf[:ROWS_CHECKED].clone() for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+            self._members[cohort] = _Member(executable, Call((), tuple(leaves)), [])
+        self._members[cohort].tenants.append(tenant)
+        self._wake()
+
+    def left(self, tenant: str) -> None:
+        """The loop knows already: with the last tenant of a cohort it has let go of what the cohort was merged in."""
+        for cohort, member in list(self._members.items()):
+            if tenant in member.tenants:
+                member.tenants.remove(tenant)
+                if not member.tenants:
+                    del self._members[cohort]
+                    self._unfit.pop(cohort, None)
+                    self._given_up = {its: why for its, why in self._given_up.items() if cohort not in its}
+                    if self._live is not None and cohort in self._live.view.cohorts:
+                        self._live = None
+                    self._wake()
+                elif self._live is not None:
+                    self._live.checked.discard(tenant)
+
+    def stop(self) -> None:
+        """Make nothing more. Not to be called with `changing` held: it waits for what is being made."""
+        with self._waking:
+            self._stopped = True
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the background has nothing left to do."""
+        while True:
+            with self._waking:
+                thread = self._thread
+            if thread is None or not thread.is_alive():
+                return
+            thread.join()
+
+    def reports(self, trace: Trace) -> tuple[tuple[MergedReport, ...], tuple[str, ...]]:
+        """What is merged, and why the rest is not."""
+        reasons = [f"cohort {cohort}: {reason}" for cohort, reason in self._unfit.items()]
+        fit = self._fit()
+        if fit in self._given_up:
+            reasons.append(f"{' + '.join(fit)}: {self._given_up[fit]}")
+        if self._live is None:
+            if len(fit) > 1 and fit not in self._given_up:
+                reasons.append(f"{' + '.join(fit)}: being prepared")
+            return (), tuple(reasons)
+        tenants = [self._members[cohort].tenants for cohort in self._live.view.cohorts]
+        return (merged_report(self._live.view, self._live.executable, tenants, trace),), tuple(reasons)
+
+    # -- the background -------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """There is something to do; a thread does it that ends with it, and its intra-op threads too."""
+        with self._waking:
+            self._wanted = True
+            if self._thread is None and not self._stopped:
+                self._thread = threading.Thread(target=self._work, name="spacetime-merging", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            with self._waking:
+                if not self._wanted or self._stopped:
+                    self._thread = None
+                    return
+                self._wanted = False
+            try:
+                self._update()
+            except Exception as error:  # what is not merged serves as it is
+                _log.exception("merging failed")
+                with self._changing:
+                    self._give_up(f"{type(error).__name__}: {error}")
+
+    def _update(self) -> None:
+        with self._changing:
+            if self._live is not None and self._live.executable.fault:
+                self._give_up(f"a lane failed in a way that its members do not: {self._live.executable.fault}")
+            wanted = self._fit()
+            programs = [self._members[cohort].executable.cohort.program for cohort in wanted]
+        if len(wanted) < 2 or wanted in self._given_up:
+            return
+        merged = self._cache.resident(programs)
+        with self._changing:
+            if self._stopped or self._fit() != wanted:
+                self._wake()
+            elif self._live is not None and self._live.view.cohorts == wanted:
+                self._live.executable.joined()
+                if not self._check(self._live):
+                    self._let_go()
+            else:
+                self._make(merged, wanted)
+
+    def _make(self, merged: MergedProgram, cohorts: Members) -> None:
+        members = [self._members[cohort].executable for cohort in cohorts]
+        live = _Live(MergedView(f"merged:{'+'.join(cohorts)}", cohorts), MergedExecutable(merged, members))
+        if self._check(live):
+            self._enter(live, merged)
+
+    def _check(self, live: _Live) -> bool:
+        """Of tenants not checked yet: merged results beside those of their cohorts. Who deviates is left out."""
+        new = {cohort: self._unchecked(live, cohort) for cohort in live.view.cohorts}
+        if not any(new.values()):
+            return True
+        calls = {  # of the other cohorts one each: alone nobody shares a launch
+            tenant: self._members[cohort].call
+            for cohort, its in new.items()
+            for tenant in its or self._members[cohort].tenants[:1]
+        }
+        troubles = live.executable.check(calls)
+        for tenant, trouble in troubles.items():
+            cohort = next(cohort for cohort, member in self._members.items() if tenant in member.tenants)
+            self._unfit.setdefault(cohort, f"self-check of {tenant!r} failed when merged: {trouble}")
+        if troubles:
+            self._wake()
+            return False
+        live.checked.update(calls)
+        return True
+
+    def _unchecked(self, live: _Live, cohort: str) -> list[str]:
+        return [tenant for tenant in self._members[cohort].tenants if tenant not in live.checked]
+
+    def _enter(self, live: _Live, merged: MergedProgram) -> None:
+        before = self._live
+        watched = _Watched(live.executable, self._wake)
+
+        def enter(scheduler: Scheduler) -> None:
+            if before is not None:
+                scheduler.remove_merged(before.view.id)
+            self._costs.register_merged(live.view.id, merged, live.view.cohorts, self._device)
+            scheduler.add_merged(live.view, watched)
+
+        self._driver.call(enter)
+        self._live = live
+
+    def _give_up(self, reason: str) -> None:
+        """Of these very members; others may do."""
+        _log.warning("merged lanes are given up: %s", reason)
+        self._given_up[self._fit() if self._live is None else self._live.view.cohorts] = reason
+        self._let_go()
+
+    def _let_go(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            self._driver.call(lambda scheduler: scheduler.remove_merged(live.view.id))
+
+    def _fit(self) -> Members:
+        """In the order in which merged programs have their members."""
+        return tuple(sorted(self._members.keys() - self._unfit.keys()))
