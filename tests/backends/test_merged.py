@@ -29,6 +29,7 @@ from tests.capture.merging import (
 )
 from tests.capture.sketches import Part, draw, sketch
 from tests.capture.tenants import weights_of
+from tests.slow import mostly
 
 # Cheap to capture and to run, and of all kinds: products, lookups, attention, recurrences, several inputs.
 CHEAP = ("mlp", "gru_cell", "lstm_cell", "recommender", "tied_lm", "bert", "vit")
@@ -59,7 +60,7 @@ def test_random_merges_of_small_programs_keep_the_contract(data: st.DataObject) 
     check_zoo(merged_of(random, *map(zoo_executable, members)), data.draw(zoo_requests(members, most=6)))
 
 
-@pytest.mark.parametrize("members", LARGER, ids="+".join)
+@pytest.mark.parametrize("members", mostly(LARGER, slow=LARGER[:2]), ids="+".join)
 def test_aligned_large_programs_keep_the_contract(members: tuple[str, ...]) -> None:
     executable = aligned(*map(zoo_executable, members))
     names = [tenant for member in members for tenant in list(zoo_modules(member))[:2]]

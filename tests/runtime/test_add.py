@@ -28,6 +28,7 @@ from tests.runtime.models import (
     plain,
     tiny,
 )
+from tests.slow import mostly
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_adding_a_module_that_counts_leaves_its_count_alone(rt: st.Runtime) -> N
     assert module.calls.item() == 0
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", mostly(SMALL, slow=("mobilenet_v2", "unet", "resnet18", "vit")))
 def test_exact_is_bit_equal(rt: st.Runtime, name: str) -> None:
     module, args = build(name), example(name, rows=3, seed=1)
     expected = pytree.tree_leaves(plain(module, *args))

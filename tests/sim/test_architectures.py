@@ -22,6 +22,7 @@ from spacetime.sim.architectures import builder, classic, mobile, names, program
 from spacetime.sim.architectures.builder import BATCH_NORM, Builder, Value
 from spacetime.sim.architectures.folding import folded
 from tests.capture.tenants import capture, zoo_capture
+from tests.slow import mostly
 
 # The architectures at the sizes that the zoo has.
 LIKE_THE_ZOO: dict[str, Callable[[], Program]] = {
@@ -85,7 +86,7 @@ def assert_same_work(built: Program, captured: Program) -> None:
     assert (built.inputs, built.outputs, built.weights) == (captured.inputs, captured.outputs, captured.weights)
 
 
-@pytest.mark.parametrize("name", LIKE_THE_ZOO)
+@pytest.mark.parametrize("name", mostly(LIKE_THE_ZOO, slow=("resnet50", "mobilenet_v2", "lstm")))
 def test_a_program_is_what_capture_finds_in_the_module(name: str) -> None:
     assert_same_work(LIKE_THE_ZOO[name](), zoo_capture(name).program)
 

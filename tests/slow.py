@@ -1,0 +1,13 @@
+"""Marks the expensive members of a parametrisation as slow; `make test-all` runs them, too."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
+
+
+def mostly(values: Iterable[Any], *, slow: Collection[Any]) -> list[Any]:
+    """The values, those in `slow` marked."""
+    return [pytest.param(value, marks=pytest.mark.slow) if value in slow else value for value in values]
