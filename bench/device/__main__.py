@@ -52,6 +52,7 @@ STAGES = (
     Stage("gemm", "speed", 120),
     Stage("slot_tune", "tables", 100),
     Stage("slot_speed", "slot_speed", 80),
+    Stage("bench", "benches", 100),
     Stage("overlap", "graphs", 30, {"CUDA_DEVICE_MAX_CONNECTIONS": "8"}),
     Stage("overlap", "graphs", 30, {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}),
     Stage("interference", "speed", 45),
@@ -60,9 +61,9 @@ STAGES = (
     Stage("conv", "speed", 60),
     Stage("profile", "profiles", 60),
     Stage("sanitizer", "host", 110),
-    Stage("slot_sanitizer", "kernels", 90),
-    Stage("mps", "host", 90),
-    Stage("suite", "host", 160),
+    Stage("slot_sanitizer", "kernels", 60),
+    Stage("mps", "host", 80),
+    Stage("suite", "host", 100),
 )
 
 

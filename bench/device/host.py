@@ -112,7 +112,7 @@ def suite(notes: Notes) -> None:
     """The project's tests that make sense here, with this machine's own Python."""
     folders = ["tests/backends", "tests/scheduler", "tests/csrc", "tests/kernels"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=5", "-p", "no:cacheprovider", *folders]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=150, check=False)
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=90, check=False)
     tail = "\n".join(ended.stdout.strip().splitlines()[-8:])
     notes.check("tests", ended.returncode == 0, tail[-900:])
 

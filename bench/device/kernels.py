@@ -46,7 +46,7 @@ def slot_sanitizer(notes: Notes) -> None:
     command += ["-m", "bench.device", "--stage", "slot_kernels"]
     try:
         ended = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=85, check=False
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=55, check=False
         )
     except subprocess.TimeoutExpired as error:
         seen = error.stdout or b""
