@@ -57,8 +57,9 @@ def _figure(chart: Chart, height_in: float) -> tuple[Figure, Axes]:
     figure.text(0.012, 1 - 0.16 / height_in, chart.title, size=13, weight="bold", va="top")
     figure.text(0.012, 1 - 0.44 / height_in, chart.detail, size=9.5, color=NOTE_COLOUR, va="top")
     figure.text(0.012, 0.09 / height_in, _folded(chart.source), size=7.5, color=NOTE_COLOUR, va="bottom")
-    left, bottom, top = (0.085, 0.95, 0.92) if isinstance(chart, Lines) else (0.26, 0.95, 0.75)
-    box = (left, bottom / height_in, 0.76 - left, 1 - (bottom + top) / height_in)
+    # To the right of lines stand their names, of bars their values.
+    left, right, bottom, top = (0.085, 0.7, 0.95, 0.92) if isinstance(chart, Lines) else (0.26, 0.76, 0.95, 0.75)
+    box = (left, bottom / height_in, right - left, 1 - (bottom + top) / height_in)
     return figure, figure.add_axes(box)
 
 
