@@ -1,5 +1,11 @@
 """Settings of the whole suite."""
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 # A deadline would turn a slow machine into a failing test; tests never time. The same examples for everyone, so
@@ -7,3 +13,12 @@ from hypothesis import settings
 settings.register_profile("spacetime", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("spacetime")
+
+
+@pytest.fixture(autouse=True)
+def gradients_are_on() -> Iterator[None]:
+    """Sides of a bench own their process, and switch gradients off in it; here they run in that of other tests."""
+    yield
+    torch = sys.modules.get("torch")  # tests of what needs no torch do not load it
+    if torch is not None:
+        torch.set_grad_enabled(True)
