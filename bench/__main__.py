@@ -16,6 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from bench.cases import FULL, QUICK, SMOKE, Scale
 from bench.provenance import Provenance, collect
 from bench.results import Measurement, Row, append, default_path
+from bench.sides import start_afresh
 from spacetime.errors import OptionError
 
 Run = Callable[[Scale], Iterator[Measurement]]
@@ -118,6 +119,8 @@ def device_of(name: str) -> str:
 
 
 def perform(request: Request) -> None:
+    if request.recorded:
+        start_afresh()
     provenance = collect(request.scale.device)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if not request.as_json:
