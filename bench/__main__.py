@@ -16,7 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from bench.cases import FULL, QUICK, SMOKE, Scale
 from bench.provenance import Provenance, collect
 from bench.results import Measurement, Row, append, default_path
-from bench.sides import start_afresh
+from bench.sides import started_afresh
 from spacetime.errors import OptionError
 
 Run = Callable[[Scale], Iterator[Measurement]]
@@ -119,13 +119,11 @@ def device_of(name: str) -> str:
 
 
 def perform(request: Request) -> None:
-    if request.recorded:
-        start_afresh()
     provenance = collect(request.scale.device)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if not request.as_json:
         console.print(_heading(provenance))
-    with _progress() as show:
+    with _progress() as show, started_afresh(request.recorded):
         for index, name in enumerate(request.cases):
             show(f"{name} ({index + 1} of {len(request.cases)})")
             for number, measurement in enumerate(CASES[name](request.scale)):

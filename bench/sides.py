@@ -10,8 +10,8 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -126,21 +126,28 @@ class _Timed:
         return block_median_us(self._action, rounds)
 
 
-_starts_afresh = False
+class _Start:
+    """How processes start."""
+
+    afresh = False
 
 
-def start_afresh() -> None:
-    """From here on every process is a new one. It starts in seconds instead of a moment, and serves as users' do.
+@contextmanager
+def started_afresh(wanted: bool) -> Iterator[None]:
+    """Processes are new ones: they start in seconds instead of a moment, and serve as users' do.
 
     In a fork of a process that has imported torch the runtime's calls take longer (measured: 239 instead of 121 us for
     a lone MLP), so forks are for looking whether a bench runs.
     """
-    global _starts_afresh
-    _starts_afresh = True
+    _Start.afresh = wanted
+    try:
+        yield
+    finally:
+        _Start.afresh = False
 
 
 def _context() -> Any:
-    return multiprocessing.get_context("spawn") if _starts_afresh else _fork_server()
+    return multiprocessing.get_context("spawn") if _Start.afresh else _fork_server()
 
 
 @cache
