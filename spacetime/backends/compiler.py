@@ -19,6 +19,7 @@ from spacetime.capture.fuse import FusedProgram, Ref, RowCount, Step
 from spacetime.capture.layer import Layer
 from spacetime.kernels import RowMap, SlotKernel, bind
 from spacetime.kernels.prepacked_conv import PrepackedConv
+from spacetime.kernels.vector_conv import VectorConv
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Compiled:
     @property
     def prepacked_bytes(self) -> int:
         """Second copies of weights that its kernels keep."""
-        return sum(kernel.packed_bytes for kernel in self.kernels if isinstance(kernel, PrepackedConv))
+        return sum(kernel.packed_bytes for kernel in self.kernels if isinstance(kernel, PrepackedConv | VectorConv))
 
 
 # torch's own entry points dispatch three times faster than torch.ops; same schema, hence same arguments.

@@ -25,6 +25,7 @@ from spacetime.backends.threads import available_cores, can_pin, confine
 from spacetime.capture.selfcheck import problem
 from spacetime.cli.checks import Check
 from spacetime.cli.doctor_gpu import gpu_checks
+from spacetime.kernels.vector.host import has_threads, host
 from spacetime.runtime.runtime import Runtime
 from spacetime.values import Value
 
@@ -66,6 +67,7 @@ def _checks() -> Iterator[Check]:
     yield _thread_counts()
     yield _library("MKL", torch.backends.mkl.is_available())
     yield _library("oneDNN", torch.backends.mkldnn.is_available())
+    yield _vectors()
     yield from gpu_checks()
     yield _serving("serving", "cpu")
     if unusable() is None:
@@ -124,6 +126,16 @@ def _library(name: str, available: bool) -> Check:
     if available:
         return Check(name, "PASS", "torch was built with it")
     return Check(name, "MISSING", "torch was built without it", "torch's own kernels, which are slower")
+
+
+def _vectors() -> Check:
+    """The kernels that serve few rows of large weights where they lie (kernels/vector)."""
+    on = host()
+    if on is None:
+        reason = "no fused multiply-add, or llvmlite is older than 0.45"
+        return Check("vector kernels", "MISSING", reason, "oneDNN, which reorders plain weights at every call")
+    threads = "on PyTorch's threads" if has_threads() else "on one thread each: PyTorch does not use GNU's OpenMP"
+    return Check("vector kernels", "PASS", f"{on.lanes} floats at a time, {threads}")
 
 
 def _serving(name: str, device: str) -> Check:

@@ -19,6 +19,8 @@ from spacetime.kernels.slot_broadcast import affine, gather, layer_norm
 from spacetime.kernels.slot_conv import SlotConv
 from spacetime.kernels.slot_embedding import slot_embedding
 from spacetime.kernels.slot_linear import slot_linear
+from spacetime.kernels.vector.host import host
+from spacetime.kernels.vector_conv import VectorConv
 
 SlotKernel = Callable[..., Any]  # (rows: RowMap, *values) -> value
 
@@ -29,7 +31,14 @@ def bind(step: Step, layers: list[Layer], *, prepack: bool = False) -> SlotKerne
     """The kernel for a slot operation, with its layers and attributes filled in. `prepack`: memory for speed."""
     operands = [None if ref is None else layers[ref.index] for ref in step.operands]
     kernel = _KERNELS[str(step.target)](step, operands, layers)
-    return PrepackedConv(kernel) if prepack and isinstance(kernel, SlotConv) and available() else kernel
+    return _fast(kernel, prepack=prepack) if isinstance(kernel, SlotConv) else kernel
+
+
+def _fast(plain: SlotConv, *, prepack: bool) -> SlotKernel:
+    """Small images by vector kernels where the processor has them; the others packed, if that is wanted."""
+    others = PrepackedConv(plain) if prepack and available() else plain
+    on = host()
+    return others if on is None else VectorConv(plain, others, on)
 
 
 Operands = list[Any]  # Layer, or None where the operation has none

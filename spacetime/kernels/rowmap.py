@@ -52,6 +52,7 @@ class RowMap:
         self._layouts: dict[int, Layout] = {}
         self._indices: dict[tuple[int, int], Tensor] = {}
         self._words: Tensor | None = None
+        self._run_words: dict[int, Tensor] = {}
 
     def layout(self, layer: Layer) -> Layout:
         layout = self._layouts.get(layer.sharing)
@@ -69,6 +70,15 @@ class RowMap:
             counts = torch.tensor([run.count * multiple for run in runs])
             index = self._indices[key] = torch.repeat_interleave(entries, counts).to(layer.stack.device)
         return index
+
+    def run_words(self, layer: Layer) -> Tensor:
+        """int64[runs, 3], the runs of `layout` for kernels that read memory: entry, first row and number of rows."""
+        words = self._run_words.get(layer.sharing)
+        if words is None:
+            runs = self.layout(layer).runs
+            words = torch.tensor([(run.entry, run.start, run.count) for run in runs])
+            self._run_words[layer.sharing] = words
+        return words
 
     def words(self, device: torch.device) -> Tensor:
         """The words of this mix in the device's memory: one small copy, on the current stream.

@@ -1,0 +1,63 @@
+"""Kernels as functions: compiled when they are first asked for, kept for the life of the process."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from threading import Lock
+
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
+from llvmlite import ir
+
+from spacetime.kernels.vector.call import ARGUMENTS, Body, define
+from spacetime.kernels.vector.depthwise import depthwise
+from spacetime.kernels.vector.host import Host, has_threads
+from spacetime.kernels.vector.product import product
+
+Kernel = Callable[..., None]  # the ARGUMENTS, as integers; the interpreter's lock is free while it runs
+
+_COMPILING = Lock()
+_ENGINES: list[object] = []  # they own the code
+
+
+def few_pixels(on: Host) -> Kernel:
+    """The product for one pixel or two per entry: more channels at a time."""
+    channels = min(on.lanes, on.pixels * on.channels // 2)
+    return _compiled(on, "product", on.pixels * on.channels // channels, channels)
+
+
+def many_pixels(on: Host) -> Kernel:
+    return _compiled(on, "product", on.pixels, on.channels)
+
+
+def one_per_channel(on: Host, height: int, width: int) -> Kernel:
+    return _compiled(on, "depthwise", height, width)
+
+
+_BODIES: dict[str, Callable[[int, int], Body]] = {"product": product, "depthwise": depthwise}
+
+
+def _compiled(on: Host, kind: str, first: int, second: int) -> Kernel:
+    with _COMPILING:
+        return _compile(on, kind, first, second)
+
+
+@cache
+def _compile(on: Host, kind: str, first: int, second: int) -> Kernel:
+    name = f"{kind}_{first}x{second}"
+    module = ir.Module(name)
+    module.triple = llvm.get_process_triple()
+    define(module, name, _BODIES[kind](first, second), on.lanes, threads=has_threads())
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(cpu=on.cpu, features=on.features, opt=3)
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
+    builder.getModulePassManager().run(parsed, builder)
+    engine = llvm.create_mcjit_compiler(parsed, machine)
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(ARGUMENTS))
+    return prototype(engine.get_function_address(name))

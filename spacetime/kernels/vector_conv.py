@@ -1,0 +1,170 @@
+"""Convolution of few pixels with the weights where they are: one call for all tenants, by the kernels of vector/.
+
+oneDNN reorders plain weights at every call, which costs more than the convolution itself where they are large and the
+images small. `SlotConv` serves everything else, and defines what is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spacetime.capture.layer import Layer
+from spacetime.kernels.prepacked_conv import PrepackedConv
+from spacetime.kernels.rowmap import RowMap
+from spacetime.kernels.slot_conv import SlotConv
+from spacetime.kernels.vector import library
+from spacetime.kernels.vector.geometry import Geometry
+from spacetime.kernels.vector.host import Host, has_threads
+
+_MOST_PIXELS = (
+    256  # of an output image: with more, the weights are little of the traffic, and oneDNN's tiles are better
+)
+_FEW_PIXELS = 64  # so few are worth it however small the window is
+_LEAST_WINDOW = 32  # floats: below it, a tile spends most of its time on adding up the lanes
+_CHUNK_PIXELS = 512  # whose windows stay in the cache while the weights go by
+_MOST_PLANS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How inputs of one shape are served. `kernel` None: by PyTorch."""
+
+    kernel: library.Kernel | None
+    geometry: NDArray[np.int64]  # kept: the address is of its memory
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    scratch: int  # floats of the padded copy; 0: none is needed
+
+
+_PYTORCH = _Plan(None, np.empty(0, np.int64), 0, (), (), 0)
+
+
+class VectorConv:
+    """Wraps a SlotConv; answers the same, faster, for two-dimensional float32 convolutions of small images.
+
+    `others` serves the rest.
+    """
+
+    def __init__(self, plain: SlotConv, others: SlotConv | PrepackedConv, on: Host) -> None:
+        self._plain, self._others, self._host = plain, others, on
+        self._layers = [layer for layer in (plain.weight, plain.bias, plain.scale, plain.shift) if layer is not None]
+        self._plans: dict[tuple[torch.Size, int], _Plan] = {}
+
+    @property
+    def packed_bytes(self) -> int:
+        return self._others.packed_bytes if isinstance(self._others, PrepackedConv) else 0
+
+    def __call__(self, rows: RowMap, x: Tensor) -> Tensor:
+        plan = self._plans.get((x.shape, rows.total))
+        if plan is None:
+            plan = self._remember(rows, x)
+        threads = torch.get_num_threads()
+        if plan.kernel is None or self._is_mixed() or (threads > 1 and not has_threads()):
+            return self._others(rows, x)
+        plain = self._plain
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = torch.empty_strided(plan.shape, plan.strides)
+        scratch = torch.empty(plan.scratch) if plan.scratch else None
+        runs = rows.run_words(plain.weight)
+        plan.kernel(
+            x.data_ptr(),
+            y.data_ptr(),
+            plain.weight.stack.data_ptr(),
+            0 if plain.scale is None else plain.scale.stack.data_ptr(),
+            _address(plain.shift or plain.bias),
+            plan.address,
+            runs.data_ptr(),
+            runs.shape[0],
+            0 if scratch is None else scratch.data_ptr(),
+            threads,
+        )
+        return y
+
+    def _is_mixed(self) -> bool:
+        """Layers of equal sharing have equal entries, so one number finds the weight, its bias, scale and shift."""
+        sharing = self._plain.weight.sharing
+        return any(layer.sharing != sharing for layer in self._layers)
+
+    def _remember(self, rows: RowMap, x: Tensor) -> _Plan:
+        if len(self._plans) >= _MOST_PLANS:
+            self._plans.clear()
+        plan = self._plans[x.shape, rows.total] = self._plan(rows, x) if self._fits(x) else _PYTORCH
+        return plan
+
+    def _fits(self, x: Tensor) -> bool:
+        plain = self._plain
+        weight = plain.weight.stack
+        return (
+            plain.channels_last
+            and x.dtype == weight.dtype == torch.float32
+            and x.device.type == weight.device.type == "cpu"
+            and weight[0].is_contiguous(memory_format=torch.channels_last)
+            and isinstance(plain.padding, (list, tuple))
+            and all(step == 1 for step in plain.dilation)
+            and (plain.groups == 1 or plain.groups == x.shape[1] == weight.shape[1])
+            and not (plain.bias is not None and plain.shift is not None)
+        )
+
+    def _plan(self, rows: RowMap, x: Tensor) -> _Plan:
+        plain = self._plain
+        images, depth, height, width = x.shape
+        channels, _, window_height, window_width = plain.weight.stack.shape[1:]
+        (above, left), (down, right) = _pair(plain.padding), _pair(plain.stride)
+        padded_height, padded_width = height + 2 * above, width + 2 * left
+        lines, columns = (padded_height - window_height) // down + 1, (padded_width - window_width) // right + 1
+        pixels = lines * columns
+        if plain.groups == 1 and not _pays(pixels, window_height * window_width * depth):
+            return _PYTORCH
+        padded = above > 0 or left > 0
+        multiple = images // rows.total
+        geometry = Geometry(
+            channels=channels,
+            segments=window_height,
+            segment_floats=window_width * depth,
+            pixels=pixels,
+            width=columns,
+            image_floats=padded_height * padded_width * depth,
+            line_step=down * padded_width * depth,
+            pixel_step=right * depth,
+            segment_step=padded_width * depth,
+            images=multiple,
+            chunk=_CHUNK_PIXELS,
+            lines=height,
+            line_floats=width * depth,
+            lines_above=above,
+            floats_left=left * depth,
+            padded_lines=padded_height,
+            padded_line_floats=padded_width * depth,
+        ).words(plain.bounds)
+        return _Plan(
+            kernel=self._kernel(pixels * multiple),
+            geometry=geometry,
+            address=geometry.ctypes.data,
+            shape=(images, channels, lines, columns),
+            strides=(pixels * channels, 1, columns * channels, channels),
+            scratch=images * padded_height * padded_width * depth if padded else 0,
+        )
+
+    def _kernel(self, pixels: int) -> library.Kernel:
+        if self._plain.groups > 1:
+            height, width = self._plain.weight.stack.shape[-2:]
+            return library.one_per_channel(self._host, height, width)
+        return (library.few_pixels if pixels <= 2 else library.many_pixels)(self._host)
+
+
+def _pays(pixels: int, window: int) -> bool:
+    return pixels <= _FEW_PIXELS or (pixels <= _MOST_PIXELS and window >= _LEAST_WINDOW)
+
+
+def _pair(numbers: list[int] | tuple[int, ...]) -> tuple[int, int]:
+    return (numbers[0], numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _address(layer: Layer | None) -> int:
+    return 0 if layer is None else layer.stack.data_ptr()
