@@ -20,12 +20,10 @@ from spacetime.kernels.slot_conv import SlotConv
 from spacetime.kernels.vector import library
 from spacetime.kernels.vector.geometry import Geometry
 from spacetime.kernels.vector.host import Host, has_threads
+from spacetime.kernels.vector.panel import MOST_FLOATS
 
-_MOST_PIXELS = (
-    256  # of an output image: with more, the weights are little of the traffic, and oneDNN's tiles are better
-)
-_FEW_PIXELS = 64  # so few are worth it however small the window is
-_LEAST_WINDOW = 32  # floats: below it, a tile spends most of its time on adding up the lanes
+_MANY_PIXELS = 256  # of an output image: with more, weights are little of the traffic, and oneDNN's tiles are better
+_MOST_PIXELS = 4096  # even for small windows: such outputs do not stay in the cache, and writing them is all there is
 _CHUNK_PIXELS = 512  # whose windows stay in the cache while the weights go by
 _MOST_PLANS = 256
 
@@ -119,7 +117,8 @@ class VectorConv:
         padded_height, padded_width = height + 2 * above, width + 2 * left
         lines, columns = (padded_height - window_height) // down + 1, (padded_width - window_width) // right + 1
         pixels = lines * columns
-        if plain.groups == 1 and not _pays(pixels, window_height * window_width * depth):
+        kernel = self._kernel(pixels * (images // rows.total), window_height * window_width * depth)
+        if kernel is None:
             return _PYTORCH
         padded = above > 0 or left > 0
         multiple = images // rows.total
@@ -134,7 +133,7 @@ class VectorConv:
             pixel_step=right * depth,
             segment_step=padded_width * depth,
             images=multiple,
-            chunk=_CHUNK_PIXELS,
+            chunk=_CHUNK_PIXELS if pixels <= _MANY_PIXELS else pixels * multiple * rows.total,
             lines=height,
             line_floats=width * depth,
             lines_above=above,
@@ -143,7 +142,7 @@ class VectorConv:
             padded_line_floats=padded_width * depth,
         ).words(plain.bounds)
         return _Plan(
-            kernel=self._kernel(pixels * multiple),
+            kernel=kernel,
             geometry=geometry,
             address=geometry.ctypes.data,
             shape=(images, channels, lines, columns),
@@ -151,15 +150,18 @@ class VectorConv:
             scratch=images * padded_height * padded_width * depth if padded else 0,
         )
 
-    def _kernel(self, pixels: int) -> library.Kernel:
+    def _kernel(self, pixels: int, window: int) -> library.Kernel | None:
+        """For so many output pixels per row, and floats per window. None where PyTorch's is better."""
+        channels, _, height, width = self._plain.weight.stack.shape[1:]
+        if pixels > _MOST_PIXELS:
+            return None
         if self._plain.groups > 1:
-            height, width = self._plain.weight.stack.shape[-2:]
             return library.one_per_channel(self._host, height, width)
+        if window <= min(MOST_FLOATS, pixels):
+            return library.small_windows(self._host, channels)
+        if pixels > _MANY_PIXELS:
+            return None
         return (library.few_pixels if pixels <= 2 else library.many_pixels)(self._host)
-
-
-def _pays(pixels: int, window: int) -> bool:
-    return pixels <= _FEW_PIXELS or (pixels <= _MOST_PIXELS and window >= _LEAST_WINDOW)
 
 
 def _pair(numbers: list[int] | tuple[int, ...]) -> tuple[int, int]:

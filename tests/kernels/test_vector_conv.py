@@ -116,6 +116,14 @@ def test_any_geometry(on: Host, data: st.DataObject) -> None:
 
 
 @on_every_host
+@pytest.mark.parametrize("channels", [3, 16, 40])
+@pytest.mark.parametrize("depth", [3, 17])
+def test_small_windows(on: Host, channels: int, depth: int) -> None:
+    plain = convolution(channels, depth, (3, 3), stride=[2, 1], padding=[1, 1], activation=ACTIVATIONS[1])
+    agree(plain, RowMap((0, 2), (2, 1)), torch.randn(3, depth, 19, 17), on)
+
+
+@on_every_host
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [2, 16, 35])
 @pytest.mark.parametrize("window", [(3, 3), (2, 3)])
@@ -177,8 +185,8 @@ def test_it_reads_the_weights_where_they_are() -> None:
 @pytest.mark.parametrize(
     ("reason", "plain", "x"),
     [
-        ("large images", convolution(4, 4, (3, 3)), torch.randn(1, 4, 40, 40)),
-        ("few channels, many pixels", convolution(4, 4, (1, 1)), torch.randn(1, 4, 12, 12)),
+        ("large images", convolution(4, 4, (3, 3)), torch.randn(1, 4, 70, 70)),
+        ("large windows, many pixels", convolution(4, 64, (3, 3)), torch.randn(1, 64, 20, 20)),
         ("dilation", convolution(4, 4, (2, 2), dilation=[2, 2]), torch.randn(1, 4, 5, 5)),
         ("groups", convolution(4, 4, (3, 3), groups=2), torch.randn(1, 4, 5, 5)),
         ("padding by name", convolution(4, 4, (3, 3), padding="same"), torch.randn(1, 4, 5, 5)),

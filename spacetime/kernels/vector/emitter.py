@@ -106,6 +106,9 @@ class Emitter:
     def load_float(self, address: Value) -> Value:
         return self.b.load(self.b.inttoptr(address, FLOAT.as_pointer()))
 
+    def store_float(self, value: Value, address: Value) -> None:
+        self.b.store(value, self.b.inttoptr(address, FLOAT.as_pointer()))
+
     def load(self, address: Value, mask: Value | None = None) -> Value:
         """One register of floats, or as many as the mask is long; those outside of it are not read, and zero."""
         if mask is None:

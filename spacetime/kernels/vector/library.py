@@ -13,6 +13,7 @@ from llvmlite import ir
 from spacetime.kernels.vector.call import ARGUMENTS, Body, define
 from spacetime.kernels.vector.depthwise import depthwise
 from spacetime.kernels.vector.host import Host, has_threads
+from spacetime.kernels.vector.panel import panel
 from spacetime.kernels.vector.product import product
 
 Kernel = Callable[..., None]  # the ARGUMENTS, as integers; the interpreter's lock is free while it runs
@@ -31,11 +32,17 @@ def many_pixels(on: Host) -> Kernel:
     return _compiled(on, "product", on.pixels, on.channels)
 
 
+def small_windows(on: Host, channels: int) -> Kernel:
+    """The panel: two registers of channels, or one where there are no more."""
+    tiles = on.pixels * on.channels
+    return _compiled(on, "panel", tiles // 2, 2) if channels > on.lanes else _compiled(on, "panel", tiles * 3 // 4, 1)
+
+
 def one_per_channel(on: Host, height: int, width: int) -> Kernel:
     return _compiled(on, "depthwise", height, width)
 
 
-_BODIES: dict[str, Callable[[int, int], Body]] = {"product": product, "depthwise": depthwise}
+_BODIES: dict[str, Callable[[int, int], Body]] = {"product": product, "depthwise": depthwise, "panel": panel}
 
 
 def _compiled(on: Host, kind: str, first: int, second: int) -> Kernel:

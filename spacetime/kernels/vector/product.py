@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
+from spacetime.kernels.vector.blocks import Block, over_blocks, tiles, window, within
 from spacetime.kernels.vector.call import Arguments, Body
 from spacetime.kernels.vector.emitter import FLOAT, Emitter, Value, int_of
 
@@ -18,48 +19,28 @@ def product(pixels: int, channels: int) -> Body:
     """The kernel with tiles of this size; `channels` divides the lanes, and they divide the size of a tile."""
 
     def body(e: Emitter, given: Arguments, thread: Value, threads: Value) -> None:
-        first, last = _channels_of(e, given.geometry("channels"), channels, thread, threads)
-        images, image_pixels, chunk = (given.geometry(name) for name in ("images", "pixels", "chunk"))
-        with e.loop(int_of(0), given["num_runs"], int_of(1)) as run:
-            entry, start, count = given.run(run.index)
-            begin = e.product(start, images, image_pixels)
-            end = e.sum(begin, e.product(count, images, image_pixels))
-            with e.loop(begin, end, chunk) as part:
-                stop = e.least(e.b.add(part.index, chunk), end)
-                with e.loop(first, last, int_of(channels)) as block:
-                    tile = _Tile(e, given, entry, _within(e, block.index, channels, last), last)
-                    with e.loop(part.index, stop, int_of(pixels)) as some:
-                        tile.compute(_within(e, some.index, pixels, stop))
+        with over_blocks(e, given, thread, threads, channels) as block:
+            tile = _Tile(e, given, block, channels)
+            with tiles(e, block.begin, block.end, pixels) as some:
+                tile.compute(some)
 
     return body
-
-
-def _channels_of(e: Emitter, channels: Value, block: int, thread: Value, threads: Value) -> tuple[Value, Value]:
-    """The thread's share: whole blocks, so that no two threads write to one tile."""
-    blocks = e.b.sdiv(e.b.add(channels, int_of(block - 1)), int_of(block))
-    each = e.b.mul(e.b.sdiv(e.b.sub(e.b.add(blocks, threads), int_of(1)), threads), int_of(block))
-    first = e.b.mul(thread, each)
-    return first, e.least(e.b.add(first, each), channels)
-
-
-def _within(e: Emitter, first: Value, number: int, end: Value) -> list[Value]:
-    last = e.b.sub(end, int_of(1))
-    return [e.least(e.b.add(first, int_of(offset)), last) for offset in range(number)]
 
 
 class _Tile:
     """Some channels of one entry, for any pixels."""
 
-    def __init__(self, e: Emitter, given: Arguments, entry: Value, numbers: Sequence[Value], last: Value) -> None:
-        self.e, self.given, self.numbers = e, given, numbers
+    def __init__(self, e: Emitter, given: Arguments, block: Block, size: int) -> None:
+        self.e, self.given = e, given
+        self.numbers = numbers = within(e, block.first, size, block.last)
         self.channels = given.geometry("channels")
         self.segments, self.floats = given.geometry("segments"), given.geometry("segment_floats")
         self.whole = e.round_down(self.floats, e.lanes)
         self.rest = e.b.sub(self.floats, self.whole)
-        window = e.product(self.segments, self.floats)
-        first = e.product(entry, self.channels)
-        self.weights = [e.at(given["weight"], e.product(e.b.add(first, number), window)) for number in numbers]
-        self.mask = e.mask(e.b.sub(last, numbers[0]), len(numbers))
+        floats = e.product(self.segments, self.floats)
+        first = e.product(block.entry, self.channels)
+        self.weights = [e.at(given["weight"], e.product(e.b.add(first, number), floats)) for number in numbers]
+        self.mask = e.mask(e.b.sub(block.last, block.first), size)
         self.scale = self._of_channels("scale", first, 1.0)
         self.shift = self._of_channels("shift", first, 0.0)
 
@@ -109,14 +90,3 @@ class _Tile:
             for offset, pixel in enumerate(pixels[first : first + at_once]):
                 to = e.at(self.given["y"], e.product(pixel, self.channels), self.numbers[0])
                 e.store(e.part(values, offset * channels, channels), to, self.mask)
-
-
-def window(e: Emitter, given: Arguments, pixel: Value) -> Value:
-    """Where the first segment of an output pixel's window begins."""
-    image_pixels, width = given.geometry("pixels"), given.geometry("width")
-    image = e.b.sdiv(pixel, image_pixels)
-    inside = e.b.sub(pixel, e.b.mul(image, image_pixels))
-    line = e.b.sdiv(inside, width)
-    column = e.b.sub(inside, e.b.mul(line, width))
-    steps = zip((image, line, column), ("image_floats", "line_step", "pixel_step"), strict=True)
-    return e.at(given["x"], *(e.product(number, given.geometry(step)) for number, step in steps))
