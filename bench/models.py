@@ -14,8 +14,8 @@ from bench import mps
 from bench.cases import Scale
 from bench.models_sides import COMPILED, ONLY_ON_CPU, ONLY_ON_GPU, OURS, SIDES, Subject
 from bench.models_stand import Block, Contender, available_bytes, rows_per_s
-from bench.models_subjects import NOTE, SUBJECTS, weight_bytes
-from bench.results import Figure, Measurement
+from bench.models_subjects import DTYPES, NOTE, SUBJECTS, weight_bytes
+from bench.results import Figure, Measurement, distribution
 from bench.sides import LATE, Unavailable
 
 MPS = "MPS processes"
@@ -96,9 +96,23 @@ def run(scale: Scale) -> Iterator[Measurement]:
             missing[MPS], clients = str(why), {}
         for side, why_not in missing.items():
             yield THROUGHPUT.unavailable(side, why_not, {"side": side})
+        yield from _left_out(scale.device, sizes)
         for dtype in sizes.dtypes:
             for model in sizes.models:
                 yield from Race(scale.device, sizes, model, dtype, missing, environment, clients).run()
+
+
+def _left_out(device: str, sizes: Sizes) -> Iterator[Measurement]:
+    """Models and types that the suite has and this run has not."""
+    for model in SUBJECTS:
+        if model not in sizes.models:
+            yield THROUGHPUT.unavailable(
+                model, "left out of a quick run: a few models tell whether it runs", {"model": model}
+            )
+    for dtype in DTYPES:
+        if dtype not in sizes.dtypes:
+            why = "models are compared in float32 on a CPU" if device == "cpu" else "left out of a quick run"
+            yield THROUGHPUT.unavailable(dtype, why, {"dtype": dtype})
 
 
 def _missing(device: str) -> Iterator[tuple[str, str]]:
@@ -151,9 +165,13 @@ class Race:
             waiting = waiting[len(group) :]
             with ExitStack() as stack:
                 ready = yield from self._start(stack, group, rows)
-                found |= self._in_turns(ready, sum(rows))
+                taken, lost = self._in_turns(ready, sum(rows))
+                found |= taken
                 for side, contender in ready.items():
-                    yield from self._figures(side, rows, found[side], contender)
+                    if side in taken:
+                        yield from self._figures(side, rows, taken[side], contender)
+                    else:
+                        yield self._give_up(side, rows, lost[side])
         yield from self._speed_ups(rows, found)
 
     def _why_not(self, side: str, rows: tuple[int, ...]) -> str | None:
@@ -200,10 +218,14 @@ class Race:
                 if why is None:
                     ready[side] = contender
                     continue
-                if len(set(rows)) == 1:
-                    self.given_up[side] = f"at R = {len(rows)}: {why}"
-                yield THROUGHPUT.unavailable(self._subject(side, rows), why, self._axes(side, rows))
+                yield self._give_up(side, rows, why)
         return ready
+
+    def _give_up(self, side: str, rows: tuple[int, ...], why: str) -> Measurement:
+        """A side that cannot serve equal rows of so many tenants is not tried with more."""
+        if len(set(rows)) == 1:
+            self.given_up[side] = f"at R = {len(rows)}: {why}"
+        return THROUGHPUT.unavailable(self._subject(side, rows), why, self._axes(side, rows))
 
     def _contender(self, side: str, rows: tuple[int, ...]) -> Contender:
         subject = Subject(self.model, rows, self.device, self.dtype)
@@ -212,10 +234,13 @@ class Race:
         processes, environment = min(len(rows), MPS_PROCESSES), self.environment | self.clients
         return Contender(MPS_SIDE, subject, self.sizes.warm_up_s, num_processes=processes, environment=environment)
 
-    def _in_turns(self, ready: dict[str, Contender], num_rows: int) -> dict[str, list[list[Block]]]:
-        """Blocks of every side; a side whose rounds take long has fewer."""
+    def _in_turns(
+        self, ready: dict[str, Contender], num_rows: int
+    ) -> tuple[dict[str, list[list[Block]]], dict[str, str]]:
+        """Blocks of every side, and why those that failed meanwhile have none; whose rounds take long has fewer."""
         found: dict[str, list[list[Block]]] = {side: [] for side in ready}
-        budget_s = {
+        lost: dict[str, str] = {}
+        num_blocks = {
             side: max(2, min(self.sizes.num_blocks, int(self.sizes.side_budget_s * 1e6 / contender.ready.round_us)))
             for side, contender in ready.items()
         }
@@ -223,12 +248,16 @@ class Race:
         for turn in range(self.sizes.num_blocks):
             for place in range(len(sides)):
                 side = sides[(turn + place) % len(sides)]
-                if turn < budget_s[side]:
-                    found[side].append(ready[side].block(self.sizes.block_s))
-        for side, blocks in found.items():  # the best: what else ran meanwhile must not end a side's run
+                if turn < num_blocks[side] and side not in lost:
+                    try:
+                        found[side].append(ready[side].block(self.sizes.block_s))
+                    except Unavailable as why:
+                        lost[side] = str(why)
+        taken = {side: blocks for side, blocks in found.items() if side not in lost}
+        for side, blocks in taken.items():  # the best: what else ran meanwhile must not end a side's run
             best_us = min(max(done_us) for block in blocks for each in block for done_us in each.done_us)
             self.round_us[side] = best_us / num_rows
-        return found
+        return taken, lost
 
     # -- figures -----------------------------------------------------------------------------------------------------
 
@@ -239,8 +268,10 @@ class Race:
         yield THROUGHPUT.of(subject, [rows_per_s(block) for block in blocks], note, axes)
         done_ms = [[us / 1e3 for each in block for served in each.done_us for us in served] for block in blocks]
         fewest = min(map(len, done_ms))
+        of_all = {"p50": distribution([ms for values in done_ms for ms in values])}
         for name, figure in LATENCIES.items():
-            yield figure.of(subject, [_quantile(values, name) for values in done_ms], f"{fewest} results or more", axes)
+            samples = [_quantile(values, name) for values in done_ms]
+            yield figure.of(subject, samples, f"{fewest} results or more", axes, of_all.get(name))
         if len(rows) > 1:
             gap, num_rounds = _gap(blocks)
             yield GAP.of(subject, [gap], f"{num_rounds} rounds or more", axes)

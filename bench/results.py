@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import quantiles
 from typing import Literal
 
 from bench.provenance import REPOSITORY, Provenance
+from spacetime.errors import OptionError
 from spacetime.values import Value, decode
+
+# Where a distribution is kept: closer together in the tails. Rows are read by their places here, so this never changes.
+PERCENTS: tuple[float, ...] = (
+    *(0.0, 1.0, 2.5, 5.0, 7.5, 10.0, 12.5, 15.0, 17.5, 20.0),
+    *(25.0, 30.0, 35.0, 40.0, 45.0, 50.0, 55.0, 60.0, 65.0, 70.0, 75.0, 80.0),
+    *(82.5, 85.0, 87.5, 90.0, 91.0, 92.0, 93.0, 94.0, 95.0, 96.0, 97.0, 98.0, 98.5),
+    *(99.0, 99.5, 99.7, 99.8, 99.9, 100.0),
+)
+DIGITS = 4  # of its values: a row stays short, and no latency is known better
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution(Value):
+    """Of `n` values those at PERCENTS, by nearest rank. Infinite ones are of requests that were never served."""
+
+    n: int
+    values: tuple[float, ...]
+
+
+def distribution(samples: Sequence[float]) -> Distribution:
+    """
+    >>> distribution([3.0, 1.0, 2.00004]).values[15], distribution([3.0, 1.0, 2.00004]).values[-1]
+    (2.0, 3.0)
+    """
+    ordered, number = sorted(samples), len(samples)
+    ranks = (max(1, math.ceil(percent * number / 100)) for percent in PERCENTS)
+    return Distribution(number, tuple(float(f"{ordered[rank - 1]:.{DIGITS}g}") for rank in ranks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +47,8 @@ class Measurement(Value):
     """One figure: the median and the quartiles of `n` samples. n = 0: unavailable, `note` says why.
 
     `subject` is for people; `axes` says the same to readers that draw or tabulate: {"shape": "256x128x1152",
-    "tenants": 16, "dtype": "float32", "side": "streams"}.
+    "tenants": 16, "dtype": "float32", "side": "streams"}. Where a sample is itself a quantile of many values, the row
+    of the first quantile has the `distribution` of all of them.
     """
 
     case: str
@@ -34,6 +64,7 @@ class Measurement(Value):
     goal: str = ""
     note: str = ""
     axes: dict[str, str | int | float] = field(default_factory=dict)
+    distribution: Distribution | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +92,10 @@ class Figure:
         samples: Sequence[float],
         note: str = "",
         axes: Mapping[str, str | int | float] | None = None,
+        of_all: Distribution | None = None,
     ) -> Measurement:
         p25, median, p75 = quartiles(samples)
-        return self._measurement(subject, len(samples), (p25, median, p75), note, axes)
+        return replace(self._measurement(subject, len(samples), (p25, median, p75), note, axes), distribution=of_all)
 
     def unavailable(self, subject: str, why: str, axes: Mapping[str, str | int | float] | None = None) -> Measurement:
         return self._measurement(subject, 0, (None, None, None), f"unavailable: {why}", axes)
@@ -118,9 +150,15 @@ def load(path: Path) -> list[Row]:
 
 
 def _row(line: str) -> Row:
-    """Lines from before there were axes, and other devices than CPUs, have none."""
+    """Lines from before there were axes, distributions, and other devices than CPUs, have none."""
     data = json.loads(line)
     data["measurement"].setdefault("axes", {})
+    data["measurement"].setdefault("distribution", None)
     data["provenance"].setdefault("gpu", "none")
     data["provenance"].setdefault("versions", {})
-    return decode(Row, data)
+    row = decode(Row, data)
+    found = row.measurement.distribution
+    if found is not None and len(found.values) != len(PERCENTS):
+        facts = f"it has {len(found.values)} values, the percents are {len(PERCENTS)}"
+        raise OptionError("a distribution is not at the known percents", facts, "measure with this version")
+    return row

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from bench import mlperf
 from bench.cases import Scale
-from bench.results import Figure, Measurement
+from bench.results import Figure, Measurement, distribution
 from bench.sides import Remote, Unavailable
 from bench.traffic import (
     BURST_RATE,
@@ -193,6 +193,7 @@ class Bout:
         note = f"{self.common_per_s:.4g} requests/s; {self._slo_note()}"
         late = [100 * share_late(its.over_slo(self.tenants)) for its in played]
         yield VIOLATIONS.of(subject, late, note, axes)
+        of_all = {P50.metric: distribution([us / 1e3 for its in played for us in its.all_us])}
         for figure, fraction in ((P50, 0.5), (P99, 0.99)):
             found_ms = [nearest_rank(its.all_us, fraction) / 1e3 for its in played]
             if any(map(math.isinf, found_ms)):
@@ -200,7 +201,7 @@ class Bout:
                 why = f"{share:.1%} of the requests were not served: the policy is overloaded"
                 yield figure.unavailable(subject, why, axes)
             else:
-                yield figure.of(subject, found_ms, f"{note}; {total} requests", axes)
+                yield figure.of(subject, found_ms, f"{note}; {total} requests", axes, of_all.get(figure.metric))
 
     def _goodput(self, served: Remote, arrivals: str) -> Measurement:
         sizes, found, failed = self.sizes, [], []
@@ -250,20 +251,21 @@ class Bout:
 
     def _harness(self, served: Remote) -> Iterator[Measurement]:
         missing = mlperf.why_not()
-        if missing is not None:
-            yield SERVER["p99"].unavailable(self._subject("loadgen"), missing, self._axes("loadgen"))
-            return
         limit_us = max(tenant.slo_us or 0 for tenant in self.tenants)
         for scenario in mlperf.SCENARIOS:
             subject, axes = self._subject(f"loadgen {scenario}"), self._axes(f"loadgen {scenario}")
+            figures = SERVER if scenario == mlperf.SERVER else MULTI_STREAM
+            if missing is not None:
+                yield figures["p99"].unavailable(subject, missing, axes)
+                continue
             what = mlperf.Drive(scenario, self.sizes.fixed_s, self.common_per_s, limit_us)
             try:
                 found: mlperf.Driven = served.call("harnessed", what, limit_s=30 + 20 * self.sizes.fixed_s)
-            except Unavailable as why:
-                yield SERVER["p99"].unavailable(subject, str(why), axes)
-                return
+            except Unavailable as why:  # the next scenario gets the reason, too: its process may have ended
+                yield figures["p99"].unavailable(subject, str(why), axes)
+                missing = f"after {scenario}: {why}"
+                continue
             note = f"{found.num_queries} queries" + (f", {found.num_failed} failed" if found.num_failed else "")
-            figures = SERVER if scenario == mlperf.SERVER else MULTI_STREAM
             yield figures["p50"].of(subject, [found.p50_us / 1e3], note, axes)
             yield figures["p99"].of(subject, [found.p99_us / 1e3], note, axes)
             if found.completed_per_s is not None:

@@ -1,7 +1,7 @@
 """The report of what bench/results/ holds: one page, its pictures, docs/results.md. The command line imports it.
 
-rows and sources read; gemm, models, traffic, core, proofs and studies say what is shown, with build and the values of
-figures; svg, png, page and markdown show it.
+rows and sources read; overview, gemm, models, traffic, overheads, core, proofs and studies say what is shown, with
+build, cdf and the values of figures; svg, png, page and markdown show it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.provenance import REPOSITORY
+from spacetime.errors import OptionError
 
 RESULTS = REPOSITORY / "bench" / "results"
 OUT = REPOSITORY / "build" / "report"
@@ -22,16 +23,22 @@ def write_report(results: Path = RESULTS, out: Path = OUT) -> tuple[Path, ...]:
     from bench.report.document import document
 
     made = document(results)
-    out.mkdir(parents=True, exist_ok=True)
     texts = {out / PAGE: page.html(made), out / MARKDOWN: markdown.text(made)}
     if results.resolve() == RESULTS.resolve():
         texts[DOCS] = markdown.text(made)
-    for path, text in texts.items():
-        path.write_text(text, encoding="utf-8")
-    pictures = [(chart, out / f"{chart.name}.png") for chart in made.charts]
-    for chart, path in pictures:
-        png.save(chart, path)
-    return (*texts, *(path for _, path in pictures))
+    pictures = {out / f"{chart.name}.png": chart for chart in made.charts}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+        for path, chart in pictures.items():
+            png.save(chart, path)
+    except OSError as error:
+        facts = f"{type(error).__name__}: {error}"
+        raise OptionError(
+            f"the report cannot be written to {out}", facts, "name another folder: --out FOLDER"
+        ) from error
+    return (*texts, *pictures)
 
 
 def results_markdown(results: Path = RESULTS) -> str:

@@ -25,7 +25,8 @@ def x_span(chart: Chart) -> Span:
     if isinstance(chart, Lines):
         values = [point.x for series in chart.series for point in series.points]
         return _span(values, chart.is_log, below=0.06, above=0.06)
-    values = [value for group in chart.groups for bar in group.bars for value in (*bar.marks, bar.low, bar.high)]
+    bars = [bar for group in chart.groups for bar in group.bars]
+    values = [value for bar in bars for value in (*bar.marks, bar.low, bar.high, bar.goal) if value is not None]
     values += [chart.level] if chart.level is not None else []
     if chart.marks:
         return _span(values, True, below=0.06, above=0.3)
@@ -37,6 +38,8 @@ def is_counted(chart: Lines) -> bool:
 
 
 def y_span(chart: Lines) -> Span:
+    if chart.is_share:
+        return Span(0.0, 100.0, False)
     values = [value for series in chart.series for point in series.points for value in (point.low, point.high)]
     values += [chart.level] if chart.level is not None else []
     # Ratios are read against their level; anything else that hardly differs is seen in its size.
@@ -66,6 +69,13 @@ def _ticks(span: Span) -> list[float]:
     most = max(abs(span.low), abs(span.high))
     ticks = round_ticks(most, 12 if span.is_log else 6)  # less than a decade: as on a linear axis
     return [tick for tick in sorted({*ticks, *(-tick for tick in ticks)}) if span.low <= tick <= span.high]
+
+
+def name_places(chart: Lines, ends: Sequence[float], apart: float, low: float, high: float) -> list[float]:
+    """Where the names of lines stand: near their ends, or from `low` on where all of these are at one height."""
+    if chart.is_share:
+        return [low + apart * (index + 0.5) for index in range(len(ends))]
+    return spread_labels(ends, apart, low, high)
 
 
 def spread_labels(wanted: Sequence[float], apart: float, low: float, high: float) -> list[float]:

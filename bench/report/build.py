@@ -94,7 +94,8 @@ def bars(
         one = row.measurement
         assert one.median is not None
         text = str(one.axes[by])
-        bar = Bar(text, colours.colour(text), (one.median,), _or(one.p25, one.median), _or(one.p75, one.median))
+        quarters = _or(one.p25, one.median), _or(one.p75, one.median)
+        bar = Bar(text, colours.colour(text), (one.median,), *quarters, limit(one))
         groups.setdefault(label(one), []).append(bar)
     return Bars(name, title, detail, x_label, _grouped(groups), source(found), level=level)
 
@@ -333,6 +334,20 @@ def shortfall(found: Measurement) -> float:
     assert goal is not None and found.median is not None
     limit, value = abs(goal[1]) or 1e-9, abs(found.median) or 1e-9
     return max(limit / value, value / limit)
+
+
+def limit(found: Measurement) -> float | None:
+    """The number of its goal."""
+    goal = _goal(found)
+    return None if goal is None else goal[1]
+
+
+def goal_share(found: Measurement) -> float | None:
+    """How much of its goal a figure takes: 1 reaches it just so, more misses it, whichever way the goal points."""
+    goal = _goal(found)
+    if goal is None or found.median is None or min(goal[1], found.median) <= 0:
+        return None
+    return goal[1] / found.median if goal[0] in (">=", ">") else found.median / goal[1]
 
 
 def _goal(found: Measurement) -> tuple[str, float] | None:

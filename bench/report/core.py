@@ -1,28 +1,15 @@
-"""What serving costs, what falls short of its goal, and every case that no other section knows."""
+"""What falls short of its goal, and every case that no other section knows."""
 
 from __future__ import annotations
 
-from bench.report import gemm, models, traffic
+from bench.report import gemm, models, overheads, traffic
 from bench.report.build import cell, has_goal, metric, misses, reasons, shortfall, tables
 from bench.report.figures import Section, Sheet
 from bench.report.rows import Rows
 from bench.report.sources import source
 from bench.results import Row
 
-# Cases that are about the cost of the runtime itself; add, lone and decision are older than the group's name.
-OVERHEADS = ("overheads", "overhead", "lone", "decision", "add", "masks")
-ELSEWHERE = (*gemm.CASES, *models.CASES, *traffic.TENANTS, *traffic.INTERFERENCE, *OVERHEADS)
-
-
-def overheads_section(rows: Rows) -> Section | None:
-    found = rows.of_case(*OVERHEADS)
-    if not found:
-        return None
-    text = (
-        "What the runtime itself takes: for a tenant that is alone, for a decision, for adding and removing tenants "
-        "while others are served."
-    )
-    return Section("Overheads", text, (*tables(found), *reasons(found)))
+ELSEWHERE = (*gemm.CASES, *models.CASES, *traffic.TENANTS, *traffic.INTERFERENCE, *overheads.CASES)
 
 
 def other_section(rows: Rows) -> Section | None:

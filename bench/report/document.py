@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.report import core, gemm, models, proofs, sources, studies, traffic
-from bench.report.figures import Chart, Section
+from bench.report import core, gemm, models, overheads, proofs, sources, studies, traffic
+from bench.report.figures import Chart, Section, Sheet
+from bench.report.overview import overview
 from bench.report.rows import Rows, read
 from spacetime.values import Value
 
@@ -20,7 +21,7 @@ SECTIONS: tuple[Callable[[Rows], Section | None], ...] = (
     traffic.tenants_section,
     traffic.interference_section,
     core.shortfalls_section,
-    core.overheads_section,
+    overheads.section,
     core.other_section,
 )
 
@@ -30,6 +31,7 @@ class Document(Value):
     title: str
     text: str
     highlights: tuple[tuple[str, str], ...]
+    overview: Sheet | None
     sections: tuple[Section, ...]
     environments: tuple[dict[str, str], ...]
     methods: tuple[str, ...]
@@ -43,11 +45,15 @@ def document(results: Path) -> Document:
     """Everything below `results`: rows, and what a device's folder has besides."""
     rows = read(results)
     made = [make(rows) for make in SECTIONS]
-    made += [proofs.knees_section(results), proofs.device_section(results), studies.section()]
+    modelled = studies.section()
+    made += [proofs.knees_section(results), proofs.device_section(results), modelled]
+    num_studies = 0 if modelled is None else len(modelled.sheets)
+    proved = [path.parent.name for path in proofs.proved(results)]
     return Document(
         title=TITLE,
         text=_text(rows),
-        highlights=gemm.highlights(rows),
+        highlights=tuple(reached.tile for reached in gemm.reached(rows)),
+        overview=overview(rows, num_studies, len(proofs.profiles(results)), proved),
         sections=tuple(section for section in made if section is not None),
         environments=sources.environments(rows),
         methods=sources.methods(rows),

@@ -46,17 +46,22 @@ class Lines(Value):
     source: str  # where which of it was measured
     is_log: bool = True  # both axes
     level: float | None = None  # a line across: 1 in a picture of speed-ups
+    is_share: bool = False  # a distribution: up goes the share of all, from 0 to 100 %
+
+
+MARKED = (50.0, 99.0)  # per cent: the dots of a distribution
 
 
 @dataclass(frozen=True, slots=True)
 class Bar(Value):
-    """One bar, or one strip: from the first mark to the last."""
+    """One bar, or one strip: from the first mark to the last; a dot where there is one mark."""
 
     name: str
     colour: int
     marks: tuple[float, ...]  # a bar: its end; a strip: one per quantile
     low: float  # quartiles of the first mark
     high: float
+    goal: float | None = None
 
 
 def values(bar: Bar) -> str:
@@ -85,6 +90,7 @@ class Bars(Value):
     source: str
     marks: tuple[str, ...] = ()  # names of quantiles: "p50", "p99", "max"
     level: float | None = None
+    is_wide: bool = False  # long names: across the page
 
 
 Chart = Lines | Bars

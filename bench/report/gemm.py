@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from bench.report.build import SIDE, TENANTS, cell, file_name, grid, is_ours, over, palette, plain, quotients, reasons
 from bench.report.figures import NEUTRAL, NO_FIGURE, Chart, Lines, Palette, Point, Section, Series, Sheet, number
@@ -10,6 +11,7 @@ from bench.report.rows import Rows, newest, of_any_cache
 from bench.report.sources import source
 from bench.results import Measurement, Row
 from spacetime.sim.studies.space_time_table import CONV, CONV_RATES, GAINS, MATVEC, PAPER, SQUARE, Shape
+from spacetime.values import Value
 
 CASES = ("gemm",)
 SPEED = "GFLOP/s"
@@ -44,17 +46,31 @@ def section(rows: Rows) -> Section | None:
     )
 
 
-def highlights(rows: Rows) -> tuple[tuple[str, str], ...]:
-    """The best of ours where geomeans were published, on the first device."""
+@dataclass(frozen=True, slots=True)
+class Reached(Value):
+    """The best of ours where a geomean of speed-ups was published."""
+
+    what: str
+    device: str
+    best: Measurement
+    published: float
+
+    @property
+    def tile(self) -> tuple[str, str]:
+        told = f"{self.what} on {self.device}, by {self.best.axes[SIDE]}; published: {self.published}x on a V100"
+        return f"{number(self.best.median)}x", told
+
+
+def reached(rows: Rows) -> tuple[Reached, ...]:
+    """On the first device."""
     found = _geomeans(newest(rows.of_case(*CASES), of_any_cache))
-    tiles = []
+    made = []
     for shape, against, _, mean in GAINS if found else ():
         device = found.devices[0]
         best = _best(found.on(device), str_of(shape), BASELINES[against])
         if best is not None:
-            told = f"{shape.name} over {BASELINES[against]} on {device}, by {best.measurement.axes[SIDE]}"
-            tiles.append((f"{number(best.measurement.median)}x", f"{told}; published: {mean}x on a V100"))
-    return tuple(tiles)
+            made.append(Reached(f"{shape.name} over {BASELINES[against]}", device, best.measurement, mean))
+    return tuple(made)
 
 
 def str_of(shape: Shape) -> str:

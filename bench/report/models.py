@@ -8,10 +8,12 @@ from functools import partial
 from bench.report.build import (
     SIDE,
     TENANTS,
+    VERY_LONG,
     Place,
     at,
     file_name,
     grid,
+    is_ours,
     over,
     palette,
     place_of,
@@ -19,11 +21,11 @@ from bench.report.build import (
     quantile_families,
     quotients,
     reasons,
-    strips,
     tables,
     told,
 )
-from bench.report.figures import Bars, Chart, Lines, Palette, Section, Sheet
+from bench.report.cdf import latencies
+from bench.report.figures import NO_FIGURE, Bars, Chart, Lines, Palette, Section, Sheet, number
 from bench.report.rows import Axis, Rows
 from bench.report.sources import source
 from bench.results import Measurement
@@ -31,6 +33,7 @@ from bench.results import Measurement
 CASES = ("models",)
 OTHER_TYPES = ("bfloat16", "float16", "tf32")  # folded: float32 is what all the others were published for
 THROUGHPUT, SPEED_UP = "throughput", "speed-up"
+COSTS = ("memory", "slowest over fastest tenant", "time to add a tenant")
 BASELINE = "baseline"  # the axis of a speed-up
 
 
@@ -42,13 +45,14 @@ def section(rows: Rows) -> Section | None:
         "R tenants of one architecture, weights of their own, one request each at the same moment, served by every way "
         "that this device has. Next to a single stream, quote the way that overlaps best, too."
     )
-    charts = tuple(_charts(found.available.where(lambda one: {SIDE, TENANTS} <= one.axes.keys())))
+    known = found.available.where(lambda one: {SIDE, TENANTS} <= one.axes.keys())
+    charts = tuple(_charts(known))
     return Section(
         "Whole models",
         text,
-        tuple(_summaries(found.available)),
+        (*_summaries(found.available), *_side_by_side(known)),
         tuple(chart for chart in charts if _is_first(chart)),
-        tuple(chart for chart in charts if not _is_first(chart)),
+        (*(chart for chart in charts if not _is_first(chart)), *_costs(known)),
         more_sheets=(*_tables(found.available), *reasons(found)),
     )
 
@@ -72,6 +76,27 @@ def _summaries(found: Rows) -> Iterator[Sheet]:
 
 
 _ALONG = (SIDE, TENANTS, BASELINE)
+
+
+def _side_by_side(known: Rows) -> Iterator[Sheet]:
+    """All figures of every side, at the most tenants that each model was compared with."""
+    for device in known.devices:
+        mine = known.on(device).where(lambda one: one.metric != SPEED_UP)
+        lines: list[tuple[str, ...]] = []
+        heads = list(dict.fromkeys(row.measurement.metric for row in mine))
+        units = {row.measurement.metric: row.measurement.unit for row in mine}
+        for place in places(mine, *_ALONG):
+            here = at(mine, place, *_ALONG)
+            count = _most_compared(here)
+            for side in sorted(here.having(TENANTS, count).texts(SIDE), key=lambda side: (not is_ours(side), side)):
+                its = here.having(TENANTS, count).having(SIDE, side)
+                found = {row.measurement.metric: number(row.measurement.median) for row in its}
+                subject = f"{told(place)}, R = {count}"
+                lines.append((subject, side, *(found.get(head, NO_FIGURE) for head in heads)))
+        if lines:
+            named = (f"{head}{'' if units[head] == 'ratio' else f', {units[head]}'}" for head in heads)
+            title = f"Side by side, medians, on {device}"
+            yield Sheet(title, ("model", "side", *named), tuple(lines), source(mine), len(lines) > VERY_LONG)
 
 
 def _tables(found: Rows) -> Iterator[Sheet]:
@@ -149,21 +174,46 @@ def _speed_ups(rows: Rows, place: Place, colours: Palette) -> Lines | None:
     )
 
 
+def _costs(found: Rows) -> Iterator[Chart]:
+    """What a side takes besides time: memory, the gap between tenants, making a tenant ready."""
+    colours = palette(found)
+    for metric in COSTS:
+        rows = found.of_metric(metric)
+        for place in places(rows, SIDE, TENANTS):
+            for device in at(rows, place, SIDE, TENANTS).devices:
+                mine = at(rows.on(device), place, SIDE, TENANTS)
+                unit = mine.rows[0].measurement.unit
+                chart = over(
+                    mine,
+                    TENANTS,
+                    SIDE,
+                    colours,
+                    name=file_name("models", metric, *(value for _, value in place), device),
+                    title=f"{metric[:1].upper()}{metric[1:]} of {told(place, 'model')}",
+                    detail=f"{told(place, without='model')} on {device}",
+                    x_label="R, tenants",
+                    y_label=unit,
+                    level=1.0 if unit == "ratio" else None,
+                )
+                if chart is not None:
+                    yield chart
+
+
 def _latencies(found: Rows, colours: Palette) -> Iterator[Chart]:
-    """Strips at the most tenants, a picture per model and type."""
+    """Distributions at the most tenants, or strips; a picture per model and type."""
     for of, quantiles in quantile_families(found).items():
         times = found.where(lambda one, quantiles=quantiles: one.metric in quantiles)  # type: ignore[misc]
         for place in places(times, SIDE, TENANTS):
             for device in at(times, place, SIDE, TENANTS).devices:
                 mine = at(times.on(device), place, SIDE, TENANTS)
-                chart = _strips(mine.having(TENANTS, _most_compared(mine)), place, of, quantiles, colours)
+                chart = _latency(mine.having(TENANTS, _most_compared(mine)), place, of, quantiles, colours)
                 if chart is not None:
                     yield chart
 
 
-def _strips(rows: Rows, place: Place, of: str, quantiles: dict[str, str], colours: Palette) -> Bars | None:
+def _latency(rows: Rows, place: Place, of: str, quantiles: dict[str, str], colours: Palette) -> Lines | Bars | None:
     (device,), (count,) = rows.devices, rows.axis(TENANTS)
-    return strips(
+    return latencies(
         rows,
         quantiles,
         lambda one: str(one.axes[SIDE]),
@@ -171,7 +221,7 @@ def _strips(rows: Rows, place: Place, of: str, quantiles: dict[str, str], colour
         colours,
         name=file_name("models", of, *(value for _, value in place), device),
         title=f"{of[:1].upper()}{of[1:]} of {told(place, 'model')}, {count} tenants",
-        detail=f"{told(place, without='model')} on {device}: {', '.join(quantiles.values())}",
+        detail=f"{told(place, without='model')} on {device}",
         x_label=rows.rows[0].measurement.unit,
     )
 

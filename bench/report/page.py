@@ -11,7 +11,7 @@ from html import escape
 
 from bench.report import svg
 from bench.report.document import Document
-from bench.report.figures import Chart, Section, Sheet
+from bench.report.figures import Bars, Chart, Section, Sheet
 from bench.report.png import COLOURS, GREY
 from spacetime.profiler.page import STYLE as PROFILER_STYLE  # one look for both pages
 
@@ -30,6 +30,7 @@ def html(document: Document) -> str:
             f"<title>{escape(document.title)}</title><style>{PROFILER_STYLE}{_STYLE}</style></head><body>",
             f"<header><h1>{escape(document.title)}</h1><p>{escape(document.text)}</p>{_contents(document)}</header>",
             _tiles(document),
+            "" if document.overview is None else _sheet(document.overview),
             *map(_section, document.sections),
             _sources(document),
             "</body></html>\n",
@@ -76,8 +77,9 @@ def _kinds(section: Section) -> str:
 
 
 def _chart(chart: Chart) -> str:
+    kind = ' class="across"' if isinstance(chart, Bars) and chart.is_wide else ""
     return (
-        f"<figure><figcaption><b>{escape(chart.title)}</b><br>{escape(chart.detail)}</figcaption>{svg.draw(chart)}"
+        f"<figure{kind}><figcaption><b>{escape(chart.title)}</b><br>{escape(chart.detail)}</figcaption>{svg.draw(chart)}"
         f'<p class="source">{escape(chart.source)}</p></figure>'
     )
 
@@ -140,6 +142,7 @@ dl{margin:1rem 0 1.6rem}ul{font-size:.85rem;max-width:110ch;padding-left:1.2rem}
 .strip{stroke:currentColor;stroke-width:2.2}.bar{fill:currentColor;opacity:.55}.bar.ours{opacity:1}.whisker{stroke:var(--ink);stroke-width:1.1}
 .leader{fill:none;stroke:currentColor;stroke-width:.7;opacity:.7}
 svg .name{fill:currentColor}svg .strong{font-weight:600}
+svg line.goal{stroke:#c8352b;stroke-width:2.4}
 svg .unit{fill:var(--faint)}svg .value{font-size:10.5px}svg line.level{stroke:var(--grey);stroke-width:1.2}
 svg .value,svg .label{fill:var(--ink)}
 .neutral{color:"""

@@ -18,9 +18,17 @@ MOST_PANELS = 6
 STATUSES = ("PASS", "FAIL", "INFO", "MISSING")
 
 
+def profiles(results: Path) -> list[Path]:
+    return sorted(results.glob(f"*/{PROFILES}/*.json"))
+
+
+def proved(results: Path) -> list[Path]:
+    return sorted(results.glob(f"*/{PROOFS}"))
+
+
 def knees_section(results: Path) -> Section | None:
     """Latency over units of each profile's whole model and largest kernels."""
-    paths = sorted(results.glob(f"*/{PROFILES}/*.json"))
+    paths = profiles(results)
     if not paths:
         return None
     drawn, lines = [], []
@@ -55,7 +63,7 @@ def knee_panels(profile: Profile, model: str) -> str:
 
 def device_section(results: Path) -> Section | None:
     """Per stage: how it ended and what it found; then what failed or is missing, in its own words."""
-    paths = sorted(results.glob(f"*/{PROOFS}"))
+    paths = proved(results)
     if not paths:
         return None
     sheets = tuple(sheet for path in paths for sheet in _proofs(path))

@@ -79,8 +79,19 @@ class Rows:
 
     @property
     def missing(self) -> Rows:
-        """Figures that could not be taken; their notes say why."""
-        return self.where(lambda found: found.median is None)
+        """Figures that could not be taken; their notes say why. What was measured later is none of them."""
+        taken = [row for row in self.rows if row.measurement.median is not None]
+        never = (row for row in self.rows if row.measurement.median is None)
+        return Rows(tuple(row for row in never if not any(_makes_up_for(other, row) for other in taken)))
+
+
+def _makes_up_for(taken: Row, missing: Row) -> bool:
+    """Whether it is a figure of what was missing as a whole, such as a side, and not older."""
+    mine, theirs = taken.measurement, missing.measurement
+    if (mine.case, mine.metric, taken.provenance.device) != (theirs.case, theirs.metric, missing.provenance.device):
+        return False
+    is_newer = taken.provenance.date_utc >= missing.provenance.date_utc
+    return is_newer and bool(theirs.axes) and theirs.axes.items() <= mine.axes.items()
 
 
 def key_of(row: Row) -> Key:

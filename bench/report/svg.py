@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from bench.report.axes import Span, is_counted, spread_labels, ticks_of, x_span, y_span
-from bench.report.figures import Bar, Bars, Chart, Group, Lines, Series, is_emphasised, number, tick, values
+from bench.report.axes import Span, is_counted, name_places, ticks_of, x_span, y_span
+from bench.report.figures import MARKED, Bar, Bars, Chart, Group, Lines, Series, is_emphasised, number, tick, values
 from spacetime.profiler.svg import Frame, Scale, linear, logarithmic
 
-WIDTH, HEIGHT = 560, 320
-LEFT, TOP, BOTTOM = 52.0, 14.0, 274.0  # of lines; where they end depends on their names, which stand to the right
-MOST_LETTERS = 34  # of a name
-LABEL_PX = 14.0  # from one name to the next
+WIDTH, WIDE, HEIGHT = 560, 1120, 320
+LEFT, TOP, BOTTOM = 52.0, 26.0, 274.0  # of lines; where they end depends on their names, which stand to the right
+MOST_LETTERS, MOST_TOLD = 34, 48  # of a name, or of two on a wide picture; of what stands beside a bar
+LABEL_PX, TICK_PX = 14.0, 30.0  # from one name, or tick, to the next
 LETTER_PX, BOLD_PX = 5.9, 6.8  # of the type, about
 BAR_PX, BAR_GAP_PX, GROUP_GAP_PX = 13.0, 3.0, 13.0
 
@@ -35,12 +35,12 @@ def _lines(chart: Lines) -> str:
     if chart.level is not None:
         parts.append(_line("level", frame.left, up(chart.level), frame.right, up(chart.level)))
     for series in sorted(chart.series, key=lambda series: is_emphasised(series.colour)):  # ours on top
-        parts += _series(series, across, up)
+        parts += _series(chart, series, across, up)
     parts += _names(chart, frame, up)
     return _svg(HEIGHT, f"{chart.title}: {chart.y_label} over {chart.x_label}", parts)
 
 
-def _series(series: Series, across: Scale, up: Scale) -> Iterator[str]:
+def _series(chart: Lines, series: Series, across: Scale, up: Scale) -> Iterator[str]:
     kind = f"series {_colour(series.colour)}" + (
         " limit" if series.is_limit else " ours" if is_emphasised(series.colour) else ""
     )
@@ -50,10 +50,12 @@ def _series(series: Series, across: Scale, up: Scale) -> Iterator[str]:
     if series.is_limit:
         return
     for point, (x, y) in zip(series.points, places, strict=True):
+        if chart.is_share and point.y not in MARKED:
+            continue
         if point.low != point.high:
             yield _line(f"spread {_colour(series.colour)}", x, up(point.low), x, up(point.high))
         tip = f"{series.name}, {number(point.x)}: {number(point.y)}"
-        radius = 2.6 if len(places) <= 24 else 1.7
+        radius = 2.6 if chart.is_share or len(places) <= 24 else 1.7
         yield (
             f'<circle class="mark {_colour(series.colour)}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
             f"<title>{escape(tip)}</title></circle>"
@@ -69,10 +71,11 @@ def _names(chart: Lines, frame: Frame, up: Scale) -> Iterator[str]:
     """At the ends of their lines, as far apart as type needs."""
     wanted = [up(series.points[-1].y) for series in chart.series]
     for series, end, place in zip(
-        chart.series, wanted, spread_labels(wanted, LABEL_PX, frame.top, frame.bottom), strict=True
+        chart.series, wanted, name_places(chart, wanted, LABEL_PX, frame.top, frame.bottom), strict=True
     ):
         colour = _colour(series.colour)
-        yield f'<path class="leader {colour}" d="M{frame.right + 2} {end:.1f}L{frame.right + 10} {place:.1f}"/>'
+        if not chart.is_share:
+            yield f'<path class="leader {colour}" d="M{frame.right + 2} {end:.1f}L{frame.right + 10} {place:.1f}"/>'
         weight = " strong" if is_emphasised(series.colour) else ""
         yield _text(frame.right + 13, place + 4, _cut(series.name, MOST_LETTERS), f"name {colour}{weight}")
 
@@ -81,7 +84,7 @@ def _up_axis(chart: Lines, frame: Frame, span: Span, up: Scale) -> Iterator[str]
     for each in ticks_of(span):
         yield _line("grid", frame.left, up(each), frame.right, up(each))
         yield _text(frame.left - 6, up(each) + 4, tick(each), "end")
-    yield _text(4, frame.top - 3, chart.y_label, "unit")
+    yield _text(4, frame.top - 13, chart.y_label, "unit")
 
 
 def _across_axis(chart: Lines, frame: Frame, span: Span, across: Scale) -> Iterator[str]:
@@ -96,9 +99,10 @@ def _across_axis(chart: Lines, frame: Frame, span: Span, across: Scale) -> Itera
 
 
 def _bars(chart: Bars) -> str:
-    span = x_span(chart)
-    left = 14 + LETTER_PX * min(max(len(group.label) for group in chart.groups), MOST_LETTERS)
-    right = WIDTH - 14 - LETTER_PX * max(len(_told(group, bar)) for group in chart.groups for bar in group.bars)
+    span, width = x_span(chart), WIDE if chart.is_wide else WIDTH
+    most_letters = MOST_LETTERS * width // WIDTH
+    left = 14 + LETTER_PX * min(max(len(group.label) for group in chart.groups), most_letters)
+    right = width - 14 - LETTER_PX * max(len(_told(group, bar)) for group in chart.groups for bar in group.bars)
     across = _scale(span, left, right)
     parts: list[str] = []
     bottom = 10.0
@@ -107,15 +111,25 @@ def _bars(chart: Bars) -> str:
         for bar in group.bars:
             parts += _bar(chart, group, bar, across, bottom)
             bottom += BAR_PX + BAR_GAP_PX
-        parts.append(_text(4, (top + bottom - BAR_GAP_PX) / 2 + 4, _cut(group.label, MOST_LETTERS), "label"))
+        parts.append(_text(4, (top + bottom - BAR_GAP_PX) / 2 + 4, _cut(group.label, most_letters), "label"))
         bottom += GROUP_GAP_PX
     bottom -= GROUP_GAP_PX / 2
-    back = [_line("grid", across(each), 4, across(each), bottom) for each in ticks_of(span)]
+    ticks = _apart(ticks_of(span), across)
+    back = [_line("grid", across(each), 4, across(each), bottom) for each in ticks]
     if chart.level is not None:
         back.append(_line("level", across(chart.level), 4, across(chart.level), bottom))
-    feet = [_text(across(each), bottom + 15, tick(each), "middle") for each in ticks_of(span)]
+    feet = [_text(across(each), bottom + 15, tick(each), "middle") for each in ticks]
     feet.append(_text((left + right) / 2, bottom + 33, chart.x_label, "middle unit"))
-    return _svg(round(bottom + 40), f"{chart.title}: {chart.x_label}", [*back, *parts, *feet])
+    return _svg(round(bottom + 40), f"{chart.title}: {chart.x_label}", [*back, *parts, *feet], width)
+
+
+def _apart(ticks: Sequence[float], across: Scale) -> list[float]:
+    """Those whose labels do not touch."""
+    kept: list[float] = []
+    for each in ticks:
+        if not kept or across(each) - across(kept[-1]) >= TICK_PX:
+            kept.append(each)
+    return kept
 
 
 def _bar(chart: Bars, group: Group, bar: Bar, across: Scale, top: float) -> Iterator[str]:
@@ -129,6 +143,9 @@ def _bar(chart: Bars, group: Group, bar: Bar, across: Scale, top: float) -> Iter
             kind = "hollow" if place == len(bar.marks) - 1 and place else "mark"
             where = f'cx="{across(mark):.1f}" cy="{middle:.1f}" r="{4.2 - place * 0.5:.1f}"'
             yield f'<circle class="{kind} {colour}" {where}>{tip}</circle>'
+        if bar.low != bar.high:
+            yield _line("whisker", across(bar.low), middle, across(bar.high), middle)
+            furthest = max(furthest, across(bar.high))
     else:
         start, ours = across(0), " ours" if is_emphasised(bar.colour) else ""
         furthest = max(start, furthest)
@@ -137,12 +154,16 @@ def _bar(chart: Bars, group: Group, bar: Bar, across: Scale, top: float) -> Iter
         yield f'<rect class="bar{ours} {colour}" {where}>{tip}</rect>'
         if bar.low != bar.high:
             yield _line("whisker", across(bar.low), middle, across(bar.high), middle)
-    yield _text(furthest + 7, middle + 4, _told(group, bar), "value")
+    if bar.goal is not None:
+        yield _line("goal", across(bar.goal), top, across(bar.goal), top + BAR_PX)
+        furthest = max(furthest, across(bar.goal))
+    yield _text(furthest + 9, middle + 4, _told(group, bar), "value")
 
 
 def _told(group: Group, bar: Bar) -> str:
     """Beside the bar: its values, and its name where the group has another."""
-    return _cut(values(bar) if bar.name == group.label else f"{values(bar)}  {bar.name}", MOST_LETTERS)
+    told = values(bar) if bar.goal is None else f"{values(bar)} (goal {bar.goal:g})"
+    return _cut(told if bar.name == group.label else f"{told}  {bar.name}", MOST_TOLD)
 
 
 # -- elements --------------------------------------------------------------------------------------------------------
@@ -156,8 +177,8 @@ def _colour(index: int) -> str:
     return "neutral" if index < 0 else f"c{index}"
 
 
-def _svg(height: float, label: str, parts: Sequence[str]) -> str:
-    head = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+def _svg(height: float, label: str, parts: Sequence[str], width: int = WIDTH) -> str:
+    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
     return head + "".join(parts) + "</svg>"
 
 

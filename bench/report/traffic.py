@@ -19,10 +19,10 @@ from bench.report.build import (
     places,
     quantile_families,
     reasons,
-    strips,
     tables,
     told,
 )
+from bench.report.cdf import latencies
 from bench.report.figures import Bars, Chart, Lines, Palette, Section, Sheet
 from bench.report.rows import Rows
 from bench.results import Measurement
@@ -31,6 +31,7 @@ TENANTS, INTERFERENCE = ("tenants",), ("interference",)
 POLICY = "policy"
 ALONG = ("rate", "rate_per_s", "offered_per_s", "load", "tenants")  # axes that a line can go along, the first that vary
 PRODUCT = "space_time"  # it and its variants have the first colours
+COUNT = "tenants"
 MIX = "mix"  # of models, which all columns of a table share
 
 
@@ -52,13 +53,21 @@ def _section(found: Rows, title: str, text: str, drawn: tuple[str, ...]) -> Sect
     if not found:
         return None
     charts = tuple(_charts(found.available, drawn))
+    most = f"{max(found.axis(COUNT), default=0)} {COUNT}"
     return Section(
         title,
         text,
-        charts=tuple(chart for chart in charts if isinstance(chart, Lines) or not chart.marks),
-        folded_charts=tuple(chart for chart in charts if isinstance(chart, Bars) and chart.marks),
+        charts=tuple(chart for chart in charts if _is_first(chart, most)),
+        folded_charts=tuple(chart for chart in charts if not _is_first(chart, most)),
         more_sheets=(*_tables(found.available, drawn), *reasons(found)),
     )
+
+
+def _is_first(chart: Chart, most: str) -> bool:
+    """Main figures, and the distributions with the most tenants."""
+    if isinstance(chart, Lines):
+        return not chart.is_share or most in chart.detail
+    return not chart.marks
 
 
 def _is_by(axis: str, found: Measurement) -> bool:
@@ -103,15 +112,15 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _latencies(rows: Rows, by: str, colours: Palette) -> Iterator[Bars]:
-    """Strips; where requests came at several rates a strip has no place, and the tables have them."""
+def _latencies(rows: Rows, by: str, colours: Palette) -> Iterator[Lines | Bars]:
+    """Distributions, or strips; where requests came at several rates neither has a place, and the tables have them."""
     for of, quantiles in quantile_families(rows).items():
         times = rows.where(lambda one, quantiles=quantiles: one.metric in quantiles)  # type: ignore[misc]
         for place in places(times, by):
             for device in at(times, place, by).devices:
                 mine = at(times.on(device), place, by)
                 first = mine.rows[0].measurement
-                made = strips(
+                made = latencies(
                     mine,
                     quantiles,
                     partial(_axis, by),
@@ -119,7 +128,7 @@ def _latencies(rows: Rows, by: str, colours: Palette) -> Iterator[Bars]:
                     colours,
                     name=file_name(first.case, of, *(value for axis, value in place if axis != MIX), device),
                     title=f"{_capital(of)} by {by}",
-                    detail=f"{told(place)} on {device}: {', '.join(quantiles.values())}",
+                    detail=f"{told(place)} on {device}",
                     x_label=first.unit,
                 )
                 if made is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ REPORT = "report"
 CLONE = "git clone REPOSITORY spacetime && cd spacetime && pip install -e '.[dev]' && spacetime bench"
 CASES_HELP = (
     "gemm, models, tenants, overheads, interference, all, another case (a wrong name prints them), or report: make a "
-    "page and pictures of what was recorded. Default: all."
+    "page and pictures of what was recorded (it takes --results and --out only). Default: all."
 )
 
 
@@ -29,23 +30,29 @@ def bench(
     out: Annotated[
         Path | None, typer.Option(help="The file or folder to append to; the folder of the report's files.")
     ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Of the report: the folder with a folder per device. Default: bench/results.")
+    ] = None,
 ) -> None:
     """Measure kernels, models and traffic on this device, and append to bench/results/. Needs a checkout."""
     if REPORT in (cases or ()):
-        _report(cases or [], device=device != "auto", quick=quick, smoke=smoke, as_json=as_json, out=out)
+        given = {"--device": device != "auto", "--quick": quick, "--smoke": smoke, "--json": as_json}
+        _report(cases or [], given, results, out)
         return
+    if results is not None:
+        raise OptionError("--results has no effect on a measurement", f"given: {results}", "name a file with --out")
     suite = _suite("bench.__main__")
     suite.perform(suite.asked(cases, device, quick=quick, smoke=smoke, as_json=as_json, out=out))
 
 
-def _report(cases: list[str], *, device: bool, quick: bool, smoke: bool, as_json: bool, out: Path | None) -> None:
+def _report(cases: list[str], given: Mapping[str, bool], results: Path | None, out: Path | None) -> None:
     if len(cases) > 1:
         raise OptionError(f"{REPORT} is not a case", f"asked for: {', '.join(cases)}", "measure first, then report")
-    for option, is_given in (("--device", device), ("--quick", quick), ("--smoke", smoke), ("--json", as_json)):
+    for option, is_given in given.items():
         if is_given:
             raise OptionError(f"{option} has no effect on the report", "it shows all that was recorded", "leave it out")
     report = _suite("bench.report")
-    for path in report.write_report(out=out or report.OUT):
+    for path in report.write_report(results or report.RESULTS, out or report.OUT):
         print(path)
 
 

@@ -10,7 +10,7 @@ from statistics import geometric_mean
 from bench.provenance import Provenance
 from bench.report.document import Document
 from bench.report.figures import Section, Sheet
-from bench.results import Figure, Measurement, Row, append
+from bench.results import Distribution, Figure, Measurement, Row, append, distribution
 
 CPU = Provenance(
     device="cpu-2core-fixture",
@@ -66,6 +66,11 @@ def around(value: float, share: float = 0.04) -> list[float]:
     return [value * (1 + share * step) for step in (-2, -1, 0, 1, 2)]
 
 
+def latencies(device: str, ms: float) -> Distribution | None:
+    """Of a thousand requests around a median. The CPU's rows are of old: they have none."""
+    return None if device == CPU.device else distribution([ms * (0.5 + i / 1000) ** 2 for i in range(1000)])
+
+
 def rate(device: str, shape: str, side: str, count: int) -> float:
     """GFLOP/s of a round: a launch per product, and only so many at once."""
     launch_us, most = SIDES[side]
@@ -108,6 +113,7 @@ MODELS = {"mlp": 0.05, "resnet18": 1.0, "bert_base": 4.0}  # ms of one alone
 THROUGHPUT = Figure("models", "throughput", "rows/s", "a fixture")
 LATENCIES = {name: Figure("models", f"latency {name}", "ms", "a fixture") for name in ("p50", "p99", "max")}
 GAP = Figure("models", "slowest over fastest tenant", "ratio", "a fixture")
+MEMORY = Figure("models", "memory", "MB", "a fixture")
 MODEL_SPEED_UP = Figure("models", "speed-up", "ratio", "a fixture")
 
 
@@ -122,8 +128,10 @@ def models(device: str, dtype: str = "float32") -> Iterator[Measurement]:
                 subject = f"{model} {dtype} R={count} {side}"
                 yield THROUGHPUT.of(subject, around(1e3 * count / ms), axes=axes | {"side": side})
                 for name, share in (("p50", 0.6), ("p99", 1.2), ("max", 1.9)):
-                    yield LATENCIES[name].of(subject, around(ms * share), axes=axes | {"side": side})
+                    of_all = latencies(device, ms * share) if name == "p50" else None
+                    yield LATENCIES[name].of(subject, around(ms * share), axes=axes | {"side": side}, of_all=of_all)
                 yield GAP.of(subject, [1.5], axes=axes | {"side": side})
+                yield MEMORY.of(subject, [10.0 * count * alone_ms], axes=axes | {"side": side})
                 if side != "ours":
                     more = {"side": "ours", "baseline": side}
                     ratios = around(ms / times["ours"])
@@ -140,6 +148,8 @@ TRAFFIC_LATENCIES = {name: Figure("tenants", f"latency {name}", "ms", "a fixture
 MOVED = Figure("interference", "victim's p99, beside over alone", "%", "a fixture", goal="flood: <= 50")
 ALONE = Figure("interference", "victim's p99 alone", "ms", "a fixture")
 SWAP = Figure("overheads", "plan swap", "us", "a fixture", goal="<= 100")
+DECISION = Figure("overheads", "snapshot and policy", "us", "a fixture")
+MOVE = Figure("overheads", "change of partition", "us", "a fixture")
 
 
 def tenants(device: str) -> Iterator[Measurement]:
@@ -154,7 +164,8 @@ def tenants(device: str) -> Iterator[Measurement]:
                 yield GOODPUT.of(f"{subject} {traffic}", around(goodput), axes=axes)
                 yield VIOLATIONS.of(f"{subject} {traffic}", [0.0 if policy == "space_time" else 0.9 / share], axes=axes)
                 for name, ms in (("p50", 3.0), ("p99", 11.0)):
-                    yield TRAFFIC_LATENCIES[name].of(f"{subject} {traffic}", around(ms / share), axes=axes)
+                    of_all = latencies(device, ms / share) if name == "p50" else None
+                    yield TRAFFIC_LATENCIES[name].of(f"{subject} {traffic}", around(ms / share), "", axes, of_all)
             yield FAIRNESS.of(f"{subject} saturated", [0.9 * share**0.1], axes=where | {"traffic": "saturated"})
             for name, ms in (("p50", 3.0), ("p99", 11.0)):
                 axes = where | {"traffic": "loadgen Server"}
@@ -173,6 +184,12 @@ def interference(device: str) -> Iterator[Measurement]:
 
 def overheads(device: str) -> Iterator[Measurement]:
     yield SWAP.of("8 lanes", around(120.0))
+    yield SWAP.of("2 lanes", around(60.0))
+    yield MOVE.of("gru", [-5.0, 4.0, 5.0])
+    for policy, share in POLICIES.items():
+        for count in (2, 64, 1000):
+            axes: dict[str, str | int | float] = {"policy": policy, "tenants": count}
+            yield DECISION.of(f"{policy}, {count} tenants", around(count / share), axes=axes)
 
 
 def everything(folder: Path) -> Path:

@@ -136,6 +136,8 @@ def test_the_verb_measures_and_records(capsys: pytest.CaptureFixture[str], tmp_p
         (("--nonesuch",), 2, "No such option"),
         (("report", "--quick"), 1, "--quick has no effect on the report"),
         (("report", "gemm"), 1, "report is not a case"),
+        (("report", "--results", "/nonesuch"), 1, "there are no results in /nonesuch"),
+        (("gemm", "--results", "x"), 1, "--results has no effect on a measurement"),
     ],
 )
 def test_an_error_is_a_message(
@@ -143,6 +145,8 @@ def test_an_error_is_a_message(
 ) -> None:
     ended = run(capsys, "bench", *arguments)
     assert ended.code == code and message in ended.err and ended.out == ""
+    if code == 1:  # ours: what failed, the facts, the next step
+        assert len(ended.err.strip().splitlines()) >= 2
 
 
 def test_outside_of_a_checkout_it_says_where_the_suite_is(
@@ -159,6 +163,8 @@ def test_the_report_is_written_where_it_is_asked_for(
 ) -> None:
     import bench.report
 
-    monkeypatch.setattr(bench.report, "write_report", lambda out: (out / "report.html",))
+    monkeypatch.setattr(bench.report, "write_report", lambda results, out: (out / results.name / "report.html",))
     ended = run(capsys, "bench", "report", "--out", tmp_path)
-    assert ended.code == 0 and ended.out.split() == [str(tmp_path / "report.html")]
+    assert ended.code == 0 and ended.out.split() == [str(tmp_path / "results" / "report.html")]
+    ended = run(capsys, "bench", "report", "--out", tmp_path, "--results", "others")
+    assert ended.out.split() == [str(tmp_path / "others" / "report.html")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,6 +145,30 @@ def test_a_side_that_failed_or_would_take_too_long_is_left_out() -> None:
     assert "4 s" in (found._why_not(EAGER, (2, 2)) or "")
 
 
+def test_a_side_that_ends_in_the_middle_takes_no_other_with_it() -> None:
+    """An out-of-memory kill, for one: its blocks so far are not figures, and its reason is one."""
+
+    class Contender:
+        ready = SimpleNamespace(round_us=1.0)
+
+        def __init__(self, most_blocks: int) -> None:
+            self._left = most_blocks
+
+        def block(self, seconds: float) -> list[Block]:
+            self._left -= 1
+            if self._left < 0:
+                raise Unavailable("its process ended with code -9")
+            return [Block([[3.0, 6.0]], 1.0, 2)]
+
+    found = race()
+    taken, lost = found._in_turns({EAGER: Contender(9), "vmap": Contender(1)}, 2)  # type: ignore[dict-item]
+    assert {side: len(blocks) for side, blocks in taken.items()} == {EAGER: SIZES.num_blocks}
+    assert lost == {"vmap": "its process ended with code -9"}
+    assert found.round_us == {EAGER: 3.0}
+    row = found._give_up("vmap", (1, 1), lost["vmap"])
+    assert row.n == 0 and "code -9" in row.note and "code -9" in (found._why_not("vmap", (1,) * 4) or "")
+
+
 def test_larger_counts_are_left_out_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Race, "_compare", lambda self, rows: iter(()))
     (row,) = race(sizes=replace(SIZES, counts=(5,), model_budget_s=-1.0)).run()
@@ -188,7 +213,10 @@ def test_the_case_measures_every_side_that_it_is_given(monkeypatch: pytest.Monke
     monkeypatch.setattr(models, "_missing", missing)
     monkeypatch.setattr(models.Sizes, "of", lambda scale: SIZES)
     found = list(models.run(SMOKE))
-    assert {row.axes["side"] for row in found if row.n == 0} == left_out().keys()
+    unavailable = [row for row in found if row.n == 0]
+    assert {row.axes["side"] for row in unavailable if "side" in row.axes} == left_out().keys()
+    assert {row.axes["model"] for row in unavailable if "model" in row.axes} == {*SUBJECTS} - {"mlp"}
+    assert {row.axes["dtype"] for row in unavailable if "dtype" in row.axes} == {"bfloat16"}
     measured = [row for row in found if row.n]
     expected = {(3, "1"), (3, "mixed 1..3")}
     for side in (EAGER, THREADS, OURS):
@@ -197,6 +225,9 @@ def test_the_case_measures_every_side_that_it_is_given(monkeypatch: pytest.Monke
         metrics = {row.metric for row in measured if row.axes["side"] == side and row.axes["tenants"] == 3}
         assert {"throughput", "latency p50", "latency p99", "latency max", "memory"} < metrics
         assert "slowest over fastest tenant" in metrics
+        mine = [row for row in measured if row.axes["side"] == side]
+        assert all((row.distribution is not None) == (row.metric == "latency p50") for row in mine)
+        assert all(row.distribution.n >= 2 * 3 for row in mine if row.distribution)  # blocks of 3 tenants' results
     speed_ups = [row for row in measured if row.metric == "speed-up"]
     assert {row.axes["baseline"] for row in speed_ups} == {EAGER, THREADS}
     for row in found:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import spacetime
 from bench.report import DOCS, PAGE, RESULTS, results_markdown, write_report
 from bench.report.__main__ import report
-from bench.report.build import has_goal, misses
+from bench.report.build import goal_share, has_goal, misses
 from bench.report.document import NOTHING, Document, document
-from bench.report.figures import NO_FIGURE, Sheet, number
+from bench.report.figures import NO_FIGURE, Bars, Lines, Sheet, number
 from bench.report.markdown import COMMAND
 from bench.report.rows import newest, read
 from bench.report.sources import source
@@ -76,6 +76,16 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(OptionError, match="not a directory"):
         read(tmp_path / "nonesuch")
+
+
+def test_what_was_left_out_once_and_measured_later_is_not_missing() -> None:
+    left_out = PLAIN.unavailable("vmap", "left out", {"side": "vmap"})
+    later = on(2, measured("vmap R=2", side="vmap", tenants=2))
+    assert not newest([on(1, left_out), later]).missing
+    assert newest([on(3, left_out), later]).missing  # it is the newer one
+    assert newest([on(1, left_out), on(2, measured(side="vmap", tenants=2), GPU)]).missing
+    assert newest([on(1, left_out), on(2, replace(measured(side="vmap"), metric="another"))]).missing
+    assert newest([on(1, PLAIN.unavailable("all", "none")), later]).missing  # of nothing in particular
 
 
 def test_sources_name_devices_versions_commits_and_dates() -> None:
@@ -143,6 +153,50 @@ def test_highlights_are_the_best_path_of_the_first_device(made: Document, result
     assert "conv2_2 over space-only" in small and GPU.device in small and "published: 3.23x on a V100" in small
 
 
+# -- at a glance -----------------------------------------------------------------------------------------------------
+
+
+def glance(found: Document) -> dict[tuple[str, str], dict[str, str]]:
+    assert found.overview is not None
+    return {(line["part"], line["where"]): line for line in as_dicts(found.overview)}
+
+
+def test_the_first_table_says_what_was_measured_where_and_what_falls_short(made: Document, results: Path) -> None:
+    lines, all_rows = glance(made), read(results)
+    parts = ("Matrix products", "Whole models", "Tenants under traffic", "Interference", "Overheads")
+    for part, case in zip(parts, ("gemm", "models", "tenants", "interference", "overheads"), strict=True):
+        for device in (GPU.device, CPU.device):
+            line = lines[part, f"measured on {device}"]
+            mine = all_rows.of_case(case).on(device)
+            assert line["figures"] == str(len(mine.available)) and line["not possible"] == str(len(mine.missing))
+    cpu = f"measured on {CPU.device}"
+    assert "published 3.23x" in lines["Matrix products", cpu]["what falls short most"]
+    assert lines["Whole models", cpu]["what falls short most"].startswith("ours is slower in ")
+    assert lines["Overheads", cpu]["goals missed"] == "1 of 2"
+    assert "8 lanes, 120" in lines["Overheads", cpu]["what falls short most"]
+    assert any(where == "modelled, none measured" for _, where in lines)
+    assert ("Any of it on a GPU", "not measured") not in lines
+
+
+def test_the_first_table_says_when_others_are_better_and_when_no_gpu_has_run(tmp_path: Path) -> None:
+    goodput = [one for one in tenants(CPU.device) if one.metric.startswith("goodput") and one.median]
+    worse = [
+        replace(one, median=one.median / 9) if "space_time" in one.subject and one.median else one for one in goodput
+    ]
+    write(tmp_path, "tenants", rows(CPU, worse))
+    lines = glance(document(tmp_path))
+    told = lines["Tenants under traffic", f"measured on {CPU.device}"]["what falls short most"]
+    assert told.startswith("goodput in requests/s: krisp ")
+    assert lines["Any of it on a GPU", "not measured"]["figures"] == NO_FIGURE
+
+
+def test_all_figures_of_a_side_are_in_one_row(made: Document) -> None:
+    table = next(sheet for sheet in section_of(made, "Whole models").sheets if sheet.title.startswith("Side by side"))
+    line = next(line for line in as_dicts(table) if line["side"] == "vmap" and line["model"].startswith("mlp"))
+    assert line["model"] == "mlp, float32, rows: 1, R = 64"
+    assert line["memory, MB"] == "32.0" and line["slowest over fastest tenant"] == "1.50"
+
+
 # -- what no section knows -------------------------------------------------------------------------------------------
 
 
@@ -170,11 +224,19 @@ def test_rows_of_a_known_case_without_its_axes_still_appear(tmp_path: Path, case
 
 
 def test_what_took_for_ever_is_in_tables_and_not_in_pictures(tmp_path: Path) -> None:
-    never = [replace(each, median=math.inf, p75=math.inf) for each in tenants(GPU.device) if "streams" in each.subject]
+    never = [
+        replace(each, median=math.inf, p75=math.inf, distribution=None)
+        for each in tenants(GPU.device)
+        if "streams" in each.subject
+    ]
     write(tmp_path, "tenants", rows(GPU, [*never, *(m for m in tenants(GPU.device) if "streams" not in m.subject)]))
     found = document(tmp_path)
     assert any("inf" in cell for sheet in found.sections[0].more_sheets for row in sheet.rows for cell in row)
-    assert found.charts and "streams" not in str(found.charts)
+    lines = [series.name for chart in found.charts if isinstance(chart, Lines) for series in chart.series]
+    bars = [
+        bar.name for chart in found.charts if isinstance(chart, Bars) for group in chart.groups for bar in group.bars
+    ]
+    assert found.charts and "krisp" in lines and "streams" not in [*lines, *bars]
     write_report(tmp_path, tmp_path / "out")
 
 
@@ -224,6 +286,21 @@ def test_without_results_the_report_says_so(tmp_path: Path) -> None:
     assert NOTHING in results_markdown(tmp_path).replace("\n", " ")
     write_report(tmp_path, tmp_path / "out")
     assert NOTHING in (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_with_a_next_step(tmp_path: Path) -> None:
+    write(tmp_path / "results", "core", rows(CPU, [measured()]))
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(OptionError, match="cannot be written") as caught:
+        write_report(tmp_path / "results", tmp_path / "file")
+    assert caught.value.facts and "--out" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("goal", "median", "share"), [("<= 100", 50.0, 0.5), (">= 100", 50.0, 2.0), ("<= 1", -1.0, None)]
+)
+def test_shares_of_goals_are_worse_above_one(goal: str, median: float, share: float | None) -> None:
+    assert goal_share(replace(measured(value=median), goal=goal)) == share
 
 
 def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,13 +12,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.report import markdown, page
+from bench.report import markdown, page, svg
 from bench.report.axes import spread_labels, ticks_of, x_span, y_span
 from bench.report.build import file_name
+from bench.report.cdf import WITHOUT
 from bench.report.document import Document, document
-from bench.report.figures import Bars, Lines, Point, Series, number
+from bench.report.figures import MARKED, Bars, Lines, Point, Series, number
 from bench.report.rows import read
-from tests.bench.report_rows import COUNTS, GPU, PLAIN, SIDES, everything, gemm, rate, rows, section_of, write
+from tests.bench.report_rows import (
+    COUNTS,
+    CPU,
+    GPU,
+    PLAIN,
+    POLICIES,
+    SIDES,
+    everything,
+    gemm,
+    rate,
+    rows,
+    section_of,
+    write,
+)
 
 NAUGHTY = '<script>alert("1")</script>|`*'
 
@@ -82,11 +96,60 @@ def test_devices_are_beside_each_other(made: Document) -> None:
 
 
 def test_strips_go_from_the_median_to_the_slowest(made: Document) -> None:
-    name = file_name("models", "latency", "resnet18", "float32", "1", GPU.device)
+    name = file_name("models", "latency", "resnet18", "float32", "1", CPU.device)
     chart = next(chart for chart in made.charts if chart.name == name)
-    assert isinstance(chart, Bars) and chart.marks == ("p50", "p99", "max")
+    assert isinstance(chart, Bars) and chart.marks == ("p50", "p99", "max") and WITHOUT in chart.detail
     assert "64 tenants" in chart.title
     assert all(list(bar.marks) == sorted(bar.marks) for group in chart.groups for bar in group.bars)
+
+
+def test_where_there_are_distributions_they_are_drawn_and_in_sight(made: Document) -> None:
+    for title in ("Whole models", "Tenants under traffic"):
+        section = section_of(made, title)
+        lines = [chart for chart in section.charts if isinstance(chart, Lines) and chart.is_share]
+        assert lines and all(
+            GPU.device in chart.detail and "64 tenants" in chart.title + chart.detail for chart in lines
+        )
+        for chart in lines:
+            for series in chart.series:
+                (middle,) = [point.x for point in series.points if point.y == 50.0]
+                assert series.points[0].x < middle < series.points[-1].x
+    fewer = [chart for chart in section.folded_charts if isinstance(chart, Lines)]
+    assert fewer and all("64 tenants" not in chart.detail for chart in fewer)
+
+
+def test_a_distribution_has_dots_at_its_quantiles_and_names_without_leaders(made: Document) -> None:
+    chart = next(chart for chart in made.charts if isinstance(chart, Lines) and chart.is_share)
+    text = svg.draw(chart)
+    assert text.count("<circle") == len(MARKED) * len(chart.series) and "leader" not in text
+
+
+def test_memory_and_gaps_of_models_are_drawn_over_the_tenants(made: Document) -> None:
+    folded = {chart.name for chart in section_of(made, "Whole models").folded_charts}
+    for metric in ("memory", "slowest over fastest tenant"):
+        assert file_name("models", metric, "mlp", "float32", "1", GPU.device) in folded
+
+
+def test_overheads_stand_beside_their_goals(made: Document) -> None:
+    charts = {chart.name: chart for chart in section_of(made, "Overheads").charts}
+    goals = charts[file_name("overheads", "goals", CPU.device)]
+    assert isinstance(goals, Bars) and goals.level == 1.0
+    ((bar,),) = [group.bars for group in goals.groups]
+    assert (bar.marks[0], bar.marks[-1]) == (0.6, 1.2) and bar.name == "1 of 2 miss"
+    times = charts[file_name("overheads", "times", "us", CPU.device)]
+    assert isinstance(times, Bars)
+    assert [bar.goal for group in times.groups for bar in group.bars] == [100.0, 100.0]
+    assert svg.draw(times).count('class="goal"') == 2
+    assert "change of partition, gru" in times.source  # on a logarithmic axis it has no place
+    decisions = charts[file_name("overheads", "snapshot and policy", CPU.device)]
+    assert isinstance(decisions, Lines) and {series.name for series in decisions.series} == POLICIES.keys()
+
+
+def test_ticks_on_a_narrow_axis_do_not_touch(made: Document) -> None:
+    for chart in made.charts:
+        if isinstance(chart, Bars):
+            feet = re.findall(r'<text class="middle" x="([0-9.]+)"', svg.draw(chart))
+            assert all(float(right) - float(left) >= svg.TICK_PX - 0.1 for left, right in pairwise(feet))
 
 
 def test_every_picture_says_where_it_was_measured(made: Document) -> None:

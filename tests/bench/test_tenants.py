@@ -220,12 +220,32 @@ def test_a_policy_is_measured(served: Served, monkeypatch: pytest.MonkeyPatch) -
     for arrivals in ("poisson", "bursts"):
         assert rows["SLO violations", arrivals].n == 2
         assert rows["latency p99", arrivals].axes["policy"] == "space_time"
+        of_all = rows["latency p50", arrivals].distribution
+        assert of_all is not None and f"; {of_all.n} requests" in rows["latency p50", arrivals].note
+        assert rows["latency p99", arrivals].distribution is None
     assert rows["fairness of service", "saturated"].n == 2
     goodput = rows[tenants.GOODPUT.metric, "poisson"]
     assert "2 points of 0.01 s" in goodput.note and "SLO mlp 20 ms" in goodput.note
-    assert rows["loadgen Server p99", "loadgen"].note == (
-        "unavailable: mlcommons-loadgen is not installed; pip install mlcommons-loadgen"
-    )
+    for scenario in mlperf.SCENARIOS:
+        assert rows[f"loadgen {scenario} p99", f"loadgen {scenario}"].note == (
+            "unavailable: mlcommons-loadgen is not installed; pip install mlcommons-loadgen"
+        )
+
+
+def test_a_scenario_that_fails_leaves_its_reason_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(There):
+        def __init__(self) -> None:
+            pass
+
+        def call(self, method: str, *arguments: Any, limit_s: float | None = None) -> Any:
+            raise Unavailable("not ready in 5 s")
+
+    monkeypatch.setattr(mlperf, "why_not", lambda: None)
+    bout = Bout("cpu", TINY, "streams", 2, {"mlp": 1e3})
+    server, multi_stream = bout._harness(Failing())  # type: ignore[arg-type]
+    assert (server.n, server.note) == (0, "unavailable: not ready in 5 s")
+    assert multi_stream.metric == "loadgen MultiStream p99"
+    assert multi_stream.note == "unavailable: after Server: not ready in 5 s"
 
 
 def test_a_policy_that_cannot_serve_is_unavailable_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
