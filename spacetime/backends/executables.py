@@ -32,6 +32,10 @@ class Call:
     args: tuple[Any, ...]
     tensors: tuple[Tensor, ...]
 
+    @staticmethod
+    def of(args: tuple[Any, ...]) -> Call:
+        return Call(args, tuple([leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]))
+
 
 class PlainExecutable:
     """Unmodified modules, one request after another. Serves opaque tenants and policies that do not fuse."""
@@ -52,6 +56,7 @@ class CohortExecutable:
 
     def __init__(self, cohort: Cohort, modules: Mapping[str, nn.Module], *, prepack: bool = False) -> None:
         self.cohort = cohort
+        self.prepack = prepack
         self._plain = PlainExecutable(modules)
         self._outgrown: dict[int, list[Tensor]] = {}  # by thread that runs plain modules: see join()
         self._program = compile_program(cohort.fused, cohort.layers, prepack=prepack)
@@ -63,10 +68,14 @@ class CohortExecutable:
         A slab that grows moves everybody's parameters. A module that is running would read memory that nobody
         holds any more, so the lanes that run now hold it until they end.
         """
-        before = [layer.stack for layer in self.cohort.layers] if self.cohort.members else []
+        before = [layer.stack for layer in self.cohort.layers] if self.cohort.members else list[Tensor]()
         self.cohort.join(name, weights)
+        self.hold(before)
+
+    def hold(self, replaced: Iterable[Tensor]) -> None:
+        """Memory that parameters of its tenants have moved out of: the lanes that run now keep it until they end."""
         for outgrown in list(self._outgrown.values()):
-            outgrown.extend(before)
+            outgrown.extend(replaced)
 
     def run(self, lane: Lane, payloads: Sequence[Call]) -> list[Outcome]:
         if not lane.fused:

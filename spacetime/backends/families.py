@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from spacetime.backends.executables import Call, CohortExecutable
@@ -48,7 +48,7 @@ class LengthsExecutable:
         if [(weight.name, tuple(weight.tensor.shape)) for weight in captured.weights] != mains:
             raise Unfusible("at this length the module uses other weights")
         cohort = Cohort(captured, main=self.main.cohort)
-        self.programs[length] = CohortExecutable(cohort, self._modules)
+        self.programs[length] = CohortExecutable(cohort, self._modules, prepack=self.main.prepack)
 
     def join(self, name: str) -> None:
         """A tenant that has joined the main cohort."""
@@ -110,8 +110,7 @@ class LengthsExecutable:
     def _padded(self, call: Call, step: int) -> Call:
         if self.lengths.of_args(call.args) == step:
             return call
-        args = self.lengths.padded(call.args, step)
-        return Call(args, tuple([leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]))
+        return Call.of(self.lengths.padded(call.args, step))
 
     def _shortened(self, value: object, call: Call) -> object:
         length = self.lengths.of_args(call.args)

@@ -26,6 +26,7 @@ class InterceptedExecutable:
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.arena = Arena()
         self.num_calls_saved = 0  # launches that were not made because calls met
+        self._counting = threading.Lock()
         self._modules = modules
         self._plain = PlainExecutable(modules)
         self._outgrown: dict[int, list[Tensor]] = {}  # by thread that runs a lane: see join()
@@ -64,7 +65,9 @@ class InterceptedExecutable:
             for name, indices in indices_of.items()
         ]
         with torch.no_grad():
-            self.num_calls_saved += meet(bodies, self._launch)
+            num_saved = meet(bodies, self._launch)
+        with self._counting:  # lanes run on threads of their own
+            self.num_calls_saved += num_saved
         return outcomes
 
     def _launch(self, calls: Sequence[MetCall]) -> Sequence[Tensor]:

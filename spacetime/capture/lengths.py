@@ -12,6 +12,7 @@ import inspect
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ Declared = Mapping[str | int, Mapping[int, tuple[int, int]]]  # {"ids": {1: (8, 
 Args = tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Lengths:
     """Which dimensions of which inputs have the tenant's length, and between which bounds it is."""
 
@@ -53,7 +54,7 @@ class Lengths:
         lengths.check(tenant, example)
         return lengths
 
-    @property
+    @cached_property
     def steps(self) -> tuple[int, ...]:
         """The lengths that programs are made for: both bounds and the powers of two between them.
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from spacetime.backends.executables import Call, CohortExecutable
@@ -17,6 +17,7 @@ from spacetime.capture.lengths import Cut, Lengths
 from spacetime.capture.program import build_program
 from spacetime.capture.rows import prove
 from spacetime.capture.selfcheck import problem
+from spacetime.errors import CaptureError
 
 Args = tuple[Any, ...]
 
@@ -28,6 +29,7 @@ def make_programs(
     executable = LengthsExecutable(main, lengths, modules)
     args = tuple(pytree.tree_map(at_least_two_rows, example))
     for step in lengths.steps[:-1]:
+        _results(module, lengths.resized(args, step), step)
         try:
             exported = export(module, lengths.resized(args, step))
             executable.add_program(step, build_program(exported, prove(exported)))
@@ -45,12 +47,12 @@ def check(executable: LengthsExecutable, name: str, module: nn.Module, example: 
             continue
         args = lengths.resized(example, length)
         try:
-            answer = executable.answer(name, _call(args)).value
+            answer = executable.answer(name, Call.of(args)).value
         except torch.OutOfMemoryError:
             raise  # it says nothing about the results
         except Exception as error:
             return f"length {length}: {type(error).__name__}: {error}"
-        trouble = problem(pytree.tree_leaves(answer), _results(module, args))
+        trouble = problem(pytree.tree_leaves(answer), _results(module, args, length))
         if trouble is not None:
             return f"length {length}: {trouble}"
     return None
@@ -61,7 +63,7 @@ def _padding(module: nn.Module, example: Args, lengths: Lengths) -> tuple[Cut | 
     found: Cut | None = None
     for length in _between(lengths):
         step, args = lengths.step(length), lengths.resized(example, length)
-        results, padded = _results(module, args), _results(module, lengths.padded(args, step))
+        results, padded = _results(module, args, length), _results(module, lengths.padded(args, step), step)
         found = Cut.find(results, padded, (length, step))
         if found is None:
             return None, f"outputs for lengths {length} and {step} differ in more than their length"
@@ -78,10 +80,14 @@ def _between(lengths: Lengths) -> list[int]:
     return sorted({gaps[0][0], gaps[-1][0]}) if gaps else []
 
 
-def _results(module: nn.Module, args: Args) -> list[Any]:
-    with torch.no_grad():
-        return pytree.tree_leaves(module(*args))
-
-
-def _call(args: Args) -> Call:
-    return Call(args, tuple([leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]))
+def _results(module: nn.Module, args: Args, length: int) -> list[Any]:
+    try:
+        with torch.no_grad():
+            return pytree.tree_leaves(module(*args))
+    except torch.OutOfMemoryError:
+        raise  # it says nothing about the module
+    except Exception as error:
+        facts = f"{type(error).__name__}: {error}"
+        raise CaptureError(
+            f"the module fails for inputs of length {length}", facts, "declare bounds that it takes"
+        ) from error

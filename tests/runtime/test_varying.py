@@ -18,6 +18,7 @@ from spacetime.backends.families import LengthsExecutable
 from spacetime.capture.lengths import Cut, Lengths
 from spacetime.capture.selfcheck import problem
 from spacetime.device import Partition
+from spacetime.kernels import prepacked_conv
 from spacetime.plan import Lane, RequestView, Segment
 from spacetime.runtime.prepare import Preparer
 from spacetime.zoo.transformers import BertEncoder
@@ -53,6 +54,19 @@ class Unmasked(nn.Module):
 def results(module: nn.Module, args: tuple[Any, ...]) -> list[Any]:
     with torch.no_grad():
         return pytree.tree_leaves(module(*args))
+
+
+class Particular(nn.Module):
+    """Takes what its example has, and nothing below six."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, states: Tensor) -> Tensor:
+        if states.shape[1] < 6:
+            raise ValueError("too short for me")
+        return torch.tanh(self.inner(states))
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +227,20 @@ def test_declarations_that_make_no_sense_are_refused(
     with pytest.raises(spacetime.OptionError, match=message):
         runtime.add(bert(0), tokens(2, 8), "t0", dynamic=dynamic)
     assert runtime.tenants() == ()
+
+
+def test_a_length_that_the_module_refuses_is_named(runtime: spacetime.Runtime) -> None:
+    with pytest.raises(spacetime.CaptureError, match=r"length 4(.|\n)*too short for me"):
+        runtime.add(Particular().eval(), example=(torch.randn(1, 8, 8),), name="p", dynamic={0: {1: (4, 16)}})
+    later = runtime.add(Particular().eval(), example=(torch.randn(1, 8, 8),), name="p", dynamic={0: {1: (8, 16)}})
+    assert later(torch.randn(1, 12, 8)).shape == (1, 12, 8)
+
+
+def test_packed_copies_are_kept_for_every_length() -> None:
+    if not prepacked_conv.available():
+        pytest.skip("this build of torch has no oneDNN")
+    module = bert(0)
+    preparer = Preparer(prepack=True)
+    prepared = preparer.prepare("a", module, tokens(2, 8), exact=False, lengths=LENGTHS)
+    assert isinstance(prepared.executable, LengthsExecutable)
+    assert all(program.prepack for program in prepared.executable.programs.values())
