@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -13,6 +14,11 @@ from spacetime.backends.executables import Call
 from spacetime.capture.export import MAX_ROWS
 from spacetime.capture.lengths import Lengths
 from spacetime.errors import InputError
+
+MOST_KINDS = 64  # of inputs that are remembered: row counts above all
+
+Kind = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]  # all that is checked of a plain tuple of tensors
+Accepted = tuple[Call, int, int]  # and its number of rows, and the bytes of its tensors
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class InputContract:
     strict: bool
     device: str
     is_flat: bool  # the example is a plain tuple of tensors
+    known: dict[Kind, tuple[int, int]] = field(default_factory=dict, compare=False)  # what fits: its rows, its bytes
 
     @staticmethod
     def of(tenant: str, example: tuple[Any, ...], *, strict: bool, device: str) -> InputContract:
@@ -33,8 +40,20 @@ class InputContract:
         is_flat = all(isinstance(arg, Tensor) for arg in example)
         return InputContract(tenant, in_spec, like, strict, device, is_flat)
 
-    def accept(self, args: tuple[Any, ...]) -> tuple[Call, int]:
-        """The call and its number of rows; `InputError` names what does not fit."""
+    def accept(self, args: tuple[Any, ...]) -> Accepted:
+        """The call, its rows and bytes; `InputError` names what does not fit. What did once is not checked again."""
+        kind = _kind(args) if self.is_flat else None
+        if kind is None:
+            return self._judge(args)
+        size = self.known.get(kind)
+        if size is not None:
+            return Call(args, args), *size
+        accepted = self._judge(args)
+        if len(self.known) < MOST_KINDS:
+            self.known[kind] = accepted[1:]
+        return accepted
+
+    def _judge(self, args: tuple[Any, ...]) -> Accepted:
         leaves = self._leaves(args)
         rows = self._rows(leaves)
         for index, leaf in enumerate(leaves):
@@ -43,7 +62,8 @@ class InputContract:
             elif self.strict:
                 what = f"input {index} is a {type(leaf).__name__}"
                 raise self._error(what, "the example has a tensor there", "pass a tensor")
-        return Call(args, tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))), rows
+        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        return Call(args, tensors), rows, sum(tensor.nbytes for tensor in tensors)
 
     def _leaves(self, args: tuple[Any, ...]) -> list[Any]:
         if self.is_flat and len(args) == len(self.like) and all(isinstance(arg, Tensor) for arg in args):
@@ -105,7 +125,7 @@ class VaryingContract:
         self._make = partial(InputContract.of, tenant, strict=strict, device=device)
         self._contracts: dict[int, InputContract] = {}
 
-    def accept(self, args: tuple[Any, ...]) -> tuple[Call, int]:
+    def accept(self, args: tuple[Any, ...]) -> Accepted:
         self._lengths.check(self._tenant, args)
         length = self._lengths.of_args(args)
         contract = self._contracts.get(length)
@@ -123,6 +143,14 @@ def contract_of(
     if lengths is None:
         return InputContract.of(tenant, example, strict=strict, device=device)
     return VaryingContract(tenant, example, lengths, strict=strict, device=device)
+
+
+def _kind(args: tuple[Any, ...]) -> Kind | None:
+    """None: there is something else than tensors in it."""
+    for arg in args:
+        if type(arg) is not Tensor:
+            return None
+    return tuple([(arg.shape, arg.dtype, arg.device) for arg in args])
 
 
 def _structure(leaves: Any) -> str:

@@ -247,19 +247,11 @@ class Runtime:
         resident = self._residents.get(name)
         if resident is None or resident.contract is not contract:
             raise RejectedError(f"tenant {name!r} was removed", "its handle is no longer valid", "add it again")
-        call, rows = contract.accept(args)
+        call, rows, num_bytes = contract.accept(args)
         future: Result[Any] = Result(self._driver)
-        now_us = self._backend.now_us()
-        num_bytes = sum([tensor.nbytes for tensor in call.tensors])
-        request = make_request(
-            resident.spec,
-            next(self._request_ids),
-            rows,
-            self._memory.accept(call),
-            now_us,
-            future,
-            input_bytes=num_bytes,
-        )
+        now_us, request_id = self._backend.now_us(), next(self._request_ids)
+        payload = self._memory.accept(call)
+        request = make_request(resident.spec, request_id, rows, payload, now_us, future, input_bytes=num_bytes)
         self._driver.submit(request, assisted=waits)
         return future
 

@@ -33,14 +33,15 @@ class Arrangement(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """Lanes of one size, and how the chunks would be dealt to them."""
+    """Lanes of one size, and what an average one would hold."""
 
     atoms: int
     units: int
     num_lanes: int
     num_slots: int
     fused: bool
-    chunks_per_lane: int
+    tenants: int  # per lane
+    rows: int  # per lane
     rounds: int
 
 
@@ -61,11 +62,12 @@ def choose(
 def _best(
     cohort: Cohort, device: Device, free_atoms: int, num_claims: int, costs: CostModel, slack_us: float
 ) -> Arrangement:
-    name, chunks, lane_us_of = cohort.name, cohort.chunks, costs.lane_us
-    num_rows, num_chunks = sum([chunk[0] for chunk in chunks]), len(chunks)
+    name, lane_us_of = cohort.name, costs.lane_us
+    num_rows, num_chunks = sum([chunk[0] for chunk in cohort.chunks]), len(cohort.chunks)
     smallest = 1 if cohort.min_units == 1 else atoms_needed(cohort.min_units, device)
     fewest = min(num_chunks, -(-num_rows // ROWS_PER_LANE)) if cohort.fusible else num_chunks
     candidates = _candidates(
+        num_rows,
         num_chunks,
         fewest,
         cohort.fusible,
@@ -77,9 +79,8 @@ def _best(
     )
     best, best_us, best_score = candidates[0], inf, inf
     for candidate in candidates:
-        _, units, num_lanes, _, fused, chunks_per_lane, rounds = candidate
-        rows = -(-num_rows // num_lanes)
-        lane_us = lane_us_of(name, tenants=chunks_per_lane, rows=rows, units=units, fused=fused)
+        _, units, _, _, fused, tenants, rows, rounds = candidate
+        lane_us = lane_us_of(name, tenants=tenants, rows=rows, units=units, fused=fused)
         score = lane_us * rounds if num_claims == 1 else lane_us * units / rows
         if lane_us > slack_us:
             score += LATE
@@ -99,6 +100,7 @@ def lane_units(atoms: int, device: Device) -> int:
 
 @lru_cache(maxsize=4096)
 def _candidates(
+    num_rows: int,
     num_chunks: int,
     fewest: int,
     fusible: bool,
@@ -117,9 +119,9 @@ def _candidates(
         slots = most // atoms if num_claims == 1 else max(1, min(most // atoms, -(-share // atoms)))
         for num_lanes, fused in _deals(num_chunks, fewest, fusible, slots, num_claims == 1):
             if num_claims == 1 or min(num_lanes, slots) * atoms >= share:
-                chunks_per_lane = -(-num_chunks // num_lanes)
+                tenants, rows = -(-num_chunks // num_lanes), -(-num_rows // num_lanes)
                 rounds = -(-num_lanes // slots)
-                found.append(_Candidate(atoms, units, num_lanes, slots, fused, chunks_per_lane, rounds))
+                found.append(_Candidate(atoms, units, num_lanes, slots, fused, tenants, rows, rounds))
     return tuple(found)
 
 

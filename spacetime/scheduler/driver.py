@@ -100,9 +100,10 @@ class Driver:
                 self._pump_lock.release()
 
     def _empty_inbox(self) -> None:
-        while self._inbox:
-            while self._inbox:
-                _guard(self._inbox.popleft())
+        inbox = self._inbox
+        while inbox:
+            while inbox:
+                _guard(inbox.popleft())
             self._step()
 
     def _step(self) -> None:
@@ -176,12 +177,13 @@ class Result(Future[T]):
         self._driver = driver
 
     def result(self, timeout: float | None = None) -> T:
-        if not self.done():
-            self._driver.may_wait("result()")
+        if self.done():  # as most are of those that were submitted together, once one of them has ended
+            return super().result()
+        self._driver.may_wait("result()")
         if timeout is None:
-            while not self.done() and self._driver.assist():
+            while self._driver.assist() and not self.done():
                 pass
-        elif not self.done():
+        else:
             self._driver.pump()  # a lane that it runs itself could not be interrupted
         return super().result(timeout)
 

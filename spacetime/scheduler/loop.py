@@ -39,13 +39,16 @@ _log = logging.getLogger("spacetime")
 Post = Callable[[Callable[[], None]], None]  # have the driver call a function between two steps; from any thread
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Running:
     """A lane on the device. It keeps its tenants: by the time it ends their names may belong to others."""
 
     lane: Lane
-    requests: tuple[Request, ...]
-    tenants: tuple[Tenant, ...]
+    requests: list[Request]
+    tenants: list[Tenant]  # of each request ...
+    members: tuple[Tenant, ...]  # ... and each of them once
+    num_rows: int
+    units: int
     isolated: bool
     started_us: int
     predicted_us: float | None  # of a straggler by itself
@@ -133,7 +136,7 @@ class Scheduler:
         else:
             is_head = not tenant.waiting
             self._queues.push(tenant, request)
-            if is_head:
+            if is_head and tenant.expires:
                 self._lateness.watch(tenant)
 
     def close(self, drain: bool) -> None:
@@ -188,29 +191,23 @@ class Scheduler:
 
     def snapshot(self) -> Snapshot:
         """What the policy sees now."""
-        device = self.backend.device
-        busy = 0
-        lanes = tuple([running.lane for running in self._running.values()])
-        since_us = tuple([running.started_us for running in self._running.values()])
+        backend, queues, running = self.backend, self._queues, self._running.values()
+        device, now_us, busy = backend.device, backend.now_us(), 0
+        lanes = tuple([each.lane for each in running])
         for lane in lanes:
             busy |= lane.atoms
-        free, now_us = device.all_atoms & ~busy, self.backend.now_us()
-        queues = self._queues
-        capabilities, promised_us = self.backend.capabilities, queues.promised_us(now_us)
-        freed_at_us = self._freed_at_us
-        roster, merged = queues.roster, self._merged.views
         return Snapshot(
             now_us,
             device,
-            free,
+            device.all_atoms & ~busy,
             queues.views(),
             lanes,
-            capabilities,
-            roster,
-            since_us,
-            freed_at_us,
-            promised_us,
-            merged,
+            backend.capabilities,
+            queues.roster,
+            tuple([each.started_us for each in running]),
+            self._freed_at_us,
+            queues.promised_us(now_us),
+            self._merged.views,
         )
 
     def lane_done(self, lane_id: int, result: LaneResult) -> None:
@@ -220,27 +217,23 @@ class Scheduler:
             if lane_id in self._abandoned:
                 return
             raise PlanError(f"lane {lane_id} ended twice", next_step="a backend calls done once per lane")
-        self._freed_at_us = self.backend.now_us()
-        outcomes = result.outcomes
-        if len(outcomes) != len(running.requests):
-            facts = f"{len(running.requests)} requests, {len(outcomes)} outcomes"
-            what = f"a lane of cohort {running.lane.cohort!r} is broken"
-            error = SpacetimeError(what, facts, "a backend reports every request")
-            outcomes = (Outcome(error=error),) * len(running.requests)
-        result = LaneResult(outcomes, result.start_us, result.end_us)
-        lane_ok = all(outcome.error is None for outcome in outcomes)
-        for tenant in dict.fromkeys(running.tenants):
+        now_us = self._freed_at_us = self.backend.now_us()
+        if len(result.outcomes) != len(running.requests):
+            result = _broken(running, result)
+        lane_ok = all([outcome.error is None for outcome in result.outcomes])
+        for tenant in running.members:
             tenant.lane_ended()
         self._events.append(LaneEvent(running.lane, result.start_us, result.end_us, lane_ok))
-        self._meter(running, result)
+        self._meter(running, result, now_us)
         floats = running.lane.placement is not None  # it had fewer units than it asked for, when others held them
         if lane_ok and running.isolated and not floats:  # what overlapped or broke says nothing about the next lane
             # From start to now: what it costs to hand a lane over and back is part of what a lane costs.
             self._observe(running, self.backend.now_us() - running.started_us)
             self._judge(running, result.end_us - result.start_us)
-        for tenant in dict.fromkeys(running.tenants):
-            self._lateness.watch(tenant)
-        for request, outcome in zip(running.requests, outcomes, strict=True):  # last: it wakes the waiting threads
+        for tenant in running.members:
+            if tenant.expires:
+                self._lateness.watch(tenant)
+        for request, outcome in zip(running.requests, result.outcomes, strict=True):  # last: it wakes those that wait
             if outcome.error is None:
                 request.future.set_result(outcome.value)
             else:
@@ -264,44 +257,53 @@ class Scheduler:
 
     def _decide(self, snapshot: Snapshot) -> Plan:
         """The policy's plan, verified; whatever is wrong with it is a PlanError that names the policy."""
-        name = policy_name(self._policy)
         try:
             plan = self._policy(snapshot, self._costs)
             verify(plan, snapshot, self.backend.capabilities)
             if plan.resizes:
                 self._resizes.check(plan.resizes)
         except Exception as error:
+            what = f"policy {policy_name(self._policy)!r} failed"
             facts = str(error) if isinstance(error, PlanError) else f"{type(error).__name__}: {error}"
-            raise PlanError(f"policy {name!r} failed", facts, "the requests it had to plan are rejected") from error
+            raise PlanError(what, facts, "the requests it had to plan are rejected") from error
         if not plan.lanes and plan.wake_at_us is None and not self._running:
             facts = f"{len(snapshot.tenants)} tenants wait, nothing runs, and no lane or wake_at_us is in the plan"
-            raise PlanError(f"policy {name!r} would wait forever", facts, "start a lane whenever the device is idle")
+            what = f"policy {policy_name(self._policy)!r} would wait forever"
+            raise PlanError(what, facts, "start a lane whenever the device is idle")
         return plan
 
     def _start(self, lane: Lane, isolated: bool) -> None:
         """Hand a lane to the backend, without the requests that were cancelled meanwhile."""
-        begun: list[tuple[Request, Tenant]] = []
+        requests: list[Request] = []
+        tenants: list[Tenant] = []
+        num_rows = 0
         for view in lane.requests:
             tenant, request = self._queues.tenants[view.tenant], self._queues.pop(view)
             if request.begin():
-                begun.append((request, tenant))
+                requests.append(request)
+                tenants.append(tenant)
+                num_rows += view.rows
             else:
                 tenant.meter.cancelled += 1
-        if not begun:
+        if not requests:
             return
-        if len(begun) < len(lane.requests):
-            lane = replace(lane, requests=tuple(request.view for request, _ in begun))
-        requests, tenants = zip(*begun, strict=True)
-        lane_id = self._num_started
+        if len(requests) < len(lane.requests):
+            lane = replace(lane, requests=tuple([request.view for request in requests]))
+        lane_id, now_us = self._num_started, self.backend.now_us()
         self._num_started += 1
-        now_us = self.backend.now_us()
-        predicted_us = self._predict_us(lane) if tenants[0].apart else None
-        merged, executable = self._merged.find(lane.cohort) or (None, tenants[0].executable)
+        members, units = tuple(dict.fromkeys(tenants)), lane.units
+        predicted_us = None
+        if members[0].apart:
+            size: dict[str, int] = {"tenants": len(members), "rows": num_rows, "units": units}
+            predicted_us = self._costs.lane_us(lane.cohort, **size, fused=lane.fused)
+        merged, executable = self._merged.find(lane.cohort) or (None, members[0].executable)
         cohorts = () if merged is None else tuple([tenant.spec.cohort for tenant in tenants])
-        self._running[lane_id] = _Running(lane, requests, tenants, isolated, now_us, predicted_us, merged, cohorts)
+        self._running[lane_id] = _Running(
+            lane, requests, tenants, members, num_rows, units, isolated, now_us, predicted_us, merged, cohorts
+        )
         if merged is None:
             self._lateness.lane_started(lane.cohort, lane.fused)
-        for tenant in dict.fromkeys(tenants):
+        for tenant in members:
             tenant.lane_started(now_us)
         payloads = [request.payload for request in requests]
         try:
@@ -313,13 +315,12 @@ class Scheduler:
     def _post_done(self, lane_id: int, result: LaneResult) -> None:
         self._post(partial(self.lane_done, lane_id, result))
 
-    def _meter(self, running: _Running, result: LaneResult) -> None:
-        now_us, lane = self.backend.now_us(), running.lane
-        lane_us = (result.end_us - result.start_us) * lane.units / self.backend.device.num_units
-        us_per_row = lane_us / lane.num_rows
-        charges = [us_per_row * view.rows for view in lane.requests]
+    def _meter(self, running: _Running, result: LaneResult, now_us: int) -> None:
+        lane_us = (result.end_us - result.start_us) * running.units / self.backend.device.num_units
+        us_per_row = lane_us / running.num_rows
+        charges = [us_per_row * request.view.rows for request in running.requests]
         if running.merged is not None:
-            charges = self._merged.charges(lane, running.cohorts, lane_us)
+            charges = self._merged.charges(running.lane, running.cohorts, lane_us)
         ended = zip(running.requests, running.tenants, result.outcomes, charges, strict=True)
         for request, tenant, outcome, charged_us in ended:
             view = request.view
@@ -334,33 +335,30 @@ class Scheduler:
                 exclusive=running.isolated,
             )
 
-    def _predict_us(self, lane: Lane) -> float:
-        tenants, rows = len(lane.tenants), lane.num_rows
-        return self._costs.lane_us(lane.cohort, tenants=tenants, rows=rows, units=lane.units, fused=lane.fused)
-
     def _observe(self, running: _Running, duration_us: int) -> None:
-        lane, tenants = running.lane, dict.fromkeys(running.tenants)
+        lane, members = running.lane, running.members
         if running.merged is not None:
             self._merged.observe(running.merged, lane, running.cohorts, duration_us)
-        elif len(tenants) > 1 or not running.tenants[0].apart:  # a straggler by itself says nothing about its peers
-            kind: dict[str, int] = {"tenants": len(tenants), "rows": lane.num_rows, "units": lane.units}
-            self._costs.observe(lane.cohort, **kind, fused=lane.fused, duration_us=duration_us)
+        elif len(members) > 1 or not members[0].apart:  # a straggler by itself says nothing about its peers
+            size: dict[str, int] = {"tenants": len(members), "rows": running.num_rows, "units": running.units}
+            self._costs.observe(lane.cohort, **size, fused=lane.fused, duration_us=duration_us)
 
     def _judge(self, running: _Running, device_us: int) -> None:
         """Does one of the lane's tenants make it slow?"""
-        first = running.tenants[0]
+        first = running.members[0]
         if running.merged is not None or not first.spec.fusible or not (first.has_peers or first.apart):
             return  # where it has nobody to be compared with, or is compared with unlike ones
-        lane, tenants = running.lane, dict.fromkeys(running.tenants)
-        known = self._queues.tenants
-        stayed = all(known.get(t.spec.name) is t and t.spec.cohort == lane.cohort for t in tenants)
-        if not stayed:
-            return
-        arrangement = (len(tenants), lane.num_rows, lane.atoms or lane.units, lane.fused)
-        name = self._stragglers.observe(lane.cohort, arrangement, lane.tenants, device_us, running.predicted_us)
-        if name is not None:
-            known[name].apart = not known[name].apart
-            _log.warning("tenant %r %s", name, "runs apart" if known[name].apart else "shares lanes again")
+        lane, known, names = running.lane, self._queues.tenants, []
+        for tenant in running.members:
+            name = tenant.spec.name
+            if known.get(name) is not tenant or tenant.spec.cohort != lane.cohort:
+                return  # it has left meanwhile
+            names.append(name)
+        arrangement = (len(names), running.num_rows, lane.atoms or running.units, lane.fused)
+        changed = self._stragglers.observe(lane.cohort, arrangement, names, device_us, running.predicted_us)
+        if changed is not None:
+            known[changed].apart = not known[changed].apart
+            _log.warning("tenant %r %s", changed, "runs apart" if known[changed].apart else "shares lanes again")
 
     def _forget(self, name: str, cohort: str) -> None:
         """The tenant has left the cohort."""
@@ -378,3 +376,11 @@ class Scheduler:
     def _end(self, taken: Sequence[tuple[Tenant, Request, SpacetimeError]]) -> None:
         for tenant, request, error in taken:
             tenant.reject(request, error)
+
+
+def _broken(running: _Running, result: LaneResult) -> LaneResult:
+    """In place of a result that does not answer every request."""
+    what = f"a lane of cohort {running.lane.cohort!r} is broken"
+    facts = f"{len(running.requests)} requests, {len(result.outcomes)} outcomes"
+    error = SpacetimeError(what, facts, "a backend reports every request")
+    return LaneResult((Outcome(error=error),) * len(running.requests), result.start_us, result.end_us)

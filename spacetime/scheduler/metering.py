@@ -68,7 +68,8 @@ class Recent:
         self._total += value
 
     def per_s(self, now_us: int) -> float:
-        return self._count * math.exp(min(0, self._at_us - now_us) / RECENT_US) * (1e6 / RECENT_US)
+        per_s = self._count * (1e6 / RECENT_US)
+        return per_s * math.exp((self._at_us - now_us) / RECENT_US) if now_us > self._at_us else per_s
 
     @property
     def mean(self) -> float:

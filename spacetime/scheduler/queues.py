@@ -35,6 +35,7 @@ class Tenant:
         "_view",
         "check_us",
         "executable",
+        "expires",
         "meter",
         "preparing",
         "ran_us",
@@ -62,6 +63,7 @@ class Tenant:
     def assign(self, spec: TenantSpec, executable: Executable, activity: Activity) -> None:
         """Another cohort, other limits; what waits keeps waiting."""
         self.spec = spec
+        self.expires = spec.expires
         self.executable = executable
         self._activity = activity
         self._view: TenantView | None = None
@@ -77,7 +79,9 @@ class Tenant:
 
     def lift(self, virtual_time: float) -> None:
         """Idle time is no credit: a tenant that comes back starts level with those that are being served."""
-        self._lift_us += max(0.0, virtual_time * self.spec.weight - self.served_us)
+        behind_us = virtual_time * self.spec.weight - self.served_us
+        if behind_us > 0:
+            self._lift_us += behind_us
 
     def arrived(self, at_us: int) -> None:
         self.meter.arrived(at_us)
@@ -164,31 +168,32 @@ class Tenant:
             self.meter.cancelled += 1
 
     def view(self) -> TenantView:
-        active_peers = max(0, len(self._activity) - 1)
-        if self._view is None or self._view.active_peers != active_peers:
-            spec, meter = self.spec, self.meter
-            self._view = TenantView(
-                spec.name,
-                spec.cohort,
-                spec.fusible,
-                spec.weight,
-                spec.priority,
-                spec.slo_us,
-                round(self.served_us),
-                spec.max_concurrency,
-                self.running,
-                tuple([request.view for request in islice(self.waiting.values(), VISIBLE_REQUESTS)]),
-                active_peers,
-                spec.min_units,
-                self.share_units,
-                self.preparing is not None,
-                meter.arrivals.per_s(meter.seen_us),
-                meter.completions.per_s(meter.seen_us),
-                meter.completions.mean,
-                self._apart,
-                self._share_since_us,
-            )
-        return self._view
+        view, active_peers = self._view, len(self._activity) - 1
+        if view is not None and view.active_peers == active_peers:
+            return view
+        spec, meter = self.spec, self.meter
+        view = self._view = TenantView(
+            spec.name,
+            spec.cohort,
+            spec.fusible,
+            spec.weight,
+            spec.priority,
+            spec.slo_us,
+            round(meter.device_us + self._lift_us),
+            spec.max_concurrency,
+            self.running,
+            tuple([request.view for request in islice(self.waiting.values(), VISIBLE_REQUESTS)]),
+            max(0, active_peers),
+            spec.min_units,
+            self.share_units,
+            self.preparing is not None,
+            meter.arrivals.per_s(meter.seen_us),
+            meter.completions.per_s(meter.seen_us),
+            meter.completions.mean,
+            self._apart,
+            self._share_since_us,
+        )
+        return view
 
 
 class Queues:
@@ -263,25 +268,20 @@ class Queues:
 
     def push(self, tenant: Tenant, request: Request) -> None:
         """Queue a request, or reject it when the tenant's queue is full."""
-        tenant.arrived(request.view.arrival_us)
-        limit = tenant.spec.max_queue
-        name = tenant.spec.name
-        if len(tenant.waiting) >= limit:
-            tenant.drop_cancelled()
-            if not tenant.waiting:
-                del self._waiting[name]
-        if len(tenant.waiting) >= limit:
-            facts = f"{len(tenant.waiting)} requests wait, max_queue is {limit}"
-            error = RejectedError(f"tenant {name!r}: the queue is full", facts, "submit slower, or raise max_queue")
-            tenant.reject(request, error)
+        arrival_us = request.view.arrival_us
+        tenant.arrived(arrival_us)
+        if len(tenant.waiting) >= tenant.spec.max_queue and not self._make_room(tenant):
+            facts = f"{len(tenant.waiting)} requests wait, max_queue is {tenant.spec.max_queue}"
+            what = f"tenant {tenant.spec.name!r}: the queue is full"
+            tenant.reject(request, RejectedError(what, facts, "submit slower, or raise max_queue"))
             return
         assert request.view.id not in tenant.waiting, "request ids are unique in a tenant"
-        self._touch(tenant, request.view.arrival_us)
+        self._touch(tenant, arrival_us)
         if tenant.waiting:
             tenant.push(request)
         else:
             tenant.lift(self._virtual_time)
-            self._waiting[name] = tenant
+            self._waiting[tenant.spec.name] = tenant
             tenant.push(request)
             tenant.view()  # made here, so that a decision over many tenants finds theirs ready
 
@@ -301,6 +301,13 @@ class Queues:
             tenant.waiting.clear()
             tenant.reset()
         return waited
+
+    def _make_room(self, tenant: Tenant) -> bool:
+        """In a full queue, if some of what waits in it was cancelled."""
+        tenant.drop_cancelled()
+        if not tenant.waiting:
+            del self._waiting[tenant.spec.name]
+        return len(tenant.waiting) < tenant.spec.max_queue
 
     def _touch(self, tenant: Tenant, now_us: int) -> None:
         """Note that the tenant is active, and forget peers that no longer are."""
