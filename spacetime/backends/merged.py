@@ -61,6 +61,11 @@ class MergedExecutable:
         """A tenant has joined a member: compare its weights with the others' now, not in its first lane."""
         self._code.warm()
 
+    def active(self, lane: Lane) -> tuple[int, ...]:
+        """Members that have rows in a lane, in order."""
+        found = {self._member_of(request.tenant) for request in lane.requests}
+        return tuple([member for member in range(len(self.members)) if member in found])
+
     def without(self, member: int) -> MergedExecutable:
         """The same launches for the other members."""
         kept = [index for index in range(len(self.members)) if index != member]

@@ -6,7 +6,8 @@ nothing is stored twice; leaving gives them memory of their own again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from spacetime.capture.fuse import FusedProgram, TenantValues
 from spacetime.capture.layer import Layer
 from spacetime.capture.lowerings import fuse
 from spacetime.capture.program import Captured
+from spacetime.capture.store import Store, read_by_entry
 from spacetime.ir import Program
 
 
@@ -32,16 +34,24 @@ class Cohort:
     """`main`: another cohort of the same members, whose program has other shapes (see lengths.py).
 
     Weights are in the layers of the main one; only what is computed from them for these shapes is in layers of its own.
+
+    `store`: where contents are shared with other cohorts.
     """
 
-    def __init__(self, captured: Captured, main: Cohort | None = None) -> None:
+    def __init__(self, captured: Captured, main: Cohort | None = None, *, store: Store | None = None) -> None:
         self.captured = captured
         self.fused: FusedProgram = fuse(captured)
         held = {} if main is None else main._layer_of_weight()
+        shareable = set() if store is None else read_by_entry(self.fused)
         self.layers = [
             held.get((operand.weight, operand.channels_last))
-            or Layer(operand.name, channels_last=operand.channels_last)
-            for operand in self.fused.operands
+            or Layer(
+                operand.name,
+                channels_last=operand.channels_last,
+                store=store if index in shareable else None,
+                owner=captured.program.signature,
+            )
+            for index, operand in enumerate(self.fused.operands)
         ]
         self._borrowed = set(held.values())
         self.members: dict[str, Member] = {}
@@ -59,7 +69,7 @@ class Cohort:
         with torch.no_grad():
             contents = [operand.compute(values) for operand in self.fused.operands]
             for layer, operand, content in zip(self.layers, self.fused.operands, contents, strict=True):
-                self._store(layer, operand.weight, member, content)
+                layer.put(member.slot, content, () if operand.weight is None else member.weights[operand.weight])
         self.members[name] = member
         self._number_sharing()
         return member
@@ -87,15 +97,23 @@ class Cohort:
         member = self.members.pop(name)
         for layer, operand in zip(self.layers, self.fused.operands, strict=True):
             if operand.weight is not None:
-                _point(member.weights[operand.weight], layer.copy_out(member.slot))
+                layer.hand_back(member.slot)
             layer.drop(member.slot)
         self._number_sharing()
 
     # -- accounts -------------------------------------------------------------------------------------
 
     def resident_bytes(self) -> int:
-        """Bytes that the slabs hold for all members, shared entries counted once."""
-        return sum(layer.slab.num_entries * layer.slab.entry_bytes for layer in self.layers)
+        """Bytes that the slabs hold for all members, shared entries counted once; guests are counted where they lie."""
+        return sum(layer.slab.num_stored * layer.slab.entry_bytes for layer in self.layers)
+
+    def guest_bytes(self) -> dict[str, int]:
+        """Bytes of its weights that lie in the slabs of other cohorts, by these."""
+        found = Counter[str]()
+        for layer in self.layers:
+            for content in layer.slab.guests():
+                found[content.home.owner] += layer.slab.entry_bytes
+        return dict(found)
 
     def shared_layers(self, name: str) -> int:
         """Layers of a tenant whose content some other tenant has as well."""
@@ -122,24 +140,7 @@ class Cohort:
         used = {member.slot for member in self.members.values()}
         return next(slot for slot in range(len(used) + 1) if slot not in used)
 
-    def _store(self, layer: Layer, weight: int | None, member: Member, value: Tensor) -> None:
-        view = layer.put(member.slot, value)
-        if weight is None:
-            return
-        _point(member.weights[weight], view)
-        for other in self.members.values():  # the slab may have grown: then everybody's views have moved
-            held = layer.of_slot(other.slot)
-            if any(tensor.data_ptr() != held.data_ptr() for tensor in other.weights[weight]):
-                _point(other.weights[weight], held)
-
     def _number_sharing(self) -> None:
         """Layers shared by the same slots get the same number, so that their row layouts are computed once."""
         for layer in self.layers:
             layer.sharing = self._sharing.setdefault(tuple(layer.entries), len(self._sharing))
-
-
-def _point(tensors: Iterable[Tensor], view: Tensor) -> None:
-    """Let parameters look at other memory with the same content. Inference tensors cannot; they keep theirs."""
-    for tensor in tensors:
-        if not tensor.is_inference():
-            tensor.data = view

@@ -1,7 +1,8 @@
 """Equal weights of unlike programs, found by content: rows that meet them can be one product. For kernels/ and above.
 
-Inside of a cohort a slab does this when a tenant joins (slab.py). Here layers of different slabs are compared: a
-fingerprint finds candidates, equality is then checked in full, once for every content that an entry gets.
+Inside of a cohort a slab does this when a tenant joins (slab.py), for large weights of different cohorts a store does
+(store.py). Here all layers of different slabs are compared, also the small ones: a fingerprint finds candidates,
+equality is then checked in full, once for every content that an entry gets.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import count
 import torch
 
 from spacetime.capture.layer import Layer
-from spacetime.capture.slab import Slab, _fingerprint
+from spacetime.capture.slab import Content, Slab
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,18 @@ class Contents:
                     self.number(layer, slot)
 
     def _find(self, slab: Slab, entry: int) -> _Home:
-        view = slab.view(entry)
-        fingerprint = _fingerprint(view)
+        content = slab.content(entry)
+        fingerprint = content.fingerprint
         homes = [home for home in self._by_fingerprint.get(fingerprint, ()) if home.is_current]
-        number = next((home.number for home in homes if _equal(home.slab.view(home.entry), view)), None)
+        number = next((home.number for home in homes if _equal(home.slab.content(home.entry), content)), None)
         found = _Home(slab, entry, slab.serial(entry), next(self._numbers) if number is None else number)
         self._by_fingerprint[fingerprint] = [*homes, found]
         self._homes[id(slab), entry] = found  # the home keeps the slab, so nobody else gets its id
         return found
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    same_kind = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
-    return same_kind and torch.equal(one, other)
+def _equal(one: Content, other: Content) -> bool:
+    if one is other:  # stored once (store.py)
+        return True
+    a, b = one.view, other.view
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b)

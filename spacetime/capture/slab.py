@@ -3,25 +3,63 @@
 `adopt` copies a tensor into the slab (or finds it there: tenants with identical weights share an entry);
 the tenant's own parameters then become views of the slab, so nothing is stored twice. Slabs grow by
 doubling; on a CPU the reserve is untouched virtual memory until it is used.
+
+Slabs of one `Store` (store.py) also share contents with each other: an entry may be a *guest*, whose content lies in
+another slab. Its place in `stack` stays unwritten, so numbers of entries mean what they always do, and never change;
+only what reads `stack` itself has to ask `is_stacked`. When the last user of a content leaves the slab that it lies
+in, it moves to the place that a guest has kept for it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import count
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from spacetime.capture.store import Store
+
 _RESERVE = 8  # entries, where memory that is not written to is not occupied: on a CPU
 _SAMPLES = 512  # bytes hashed to find candidates; equality is then checked in full
+
+Readers = dict[Hashable, tuple[Tensor, ...]]
+
+
+@dataclass(eq=False)
+class Content:
+    """One content, stored once. `readers`: modules' tensors that are views of it, by whoever brought them."""
+
+    view: Tensor
+    fingerprint: bytes
+    home: Slab  # where it lies
+    places: dict[Slab, int] = field(default_factory=dict)  # entries that are this content
+    readers: Readers = field(default_factory=dict)
+
+    def move(self, view: Tensor) -> None:
+        """Its bytes have been copied there."""
+        self.view = view
+        for tensors in self.readers.values():
+            point(tensors, view)
+
+    def read_by(self, reader: Hashable, tensors: Sequence[Tensor]) -> None:
+        self.readers[reader] = tuple(tensors)
+        point(tensors, self.view)
+
+    def hand_back(self, reader: Hashable, copy: Tensor) -> None:
+        """The reader's tensors get this memory; not those that somebody else has brought as well."""
+        tensors = self.readers.pop(reader, ())
+        others = {id(tensor) for found in self.readers.values() for tensor in found}
+        point([tensor for tensor in tensors if id(tensor) not in others], copy)
 
 
 @dataclass
 class _Entry:
-    view: Tensor
-    fingerprint: bytes
+    content: Content
     users: int
     serial: int  # no two contents of a slab ever have the same
 
@@ -29,14 +67,21 @@ class _Entry:
 class Slab:
     """The weights of one layer. `stack` is [capacity, *shape]; entry i is stack[i] as the owner laid it out."""
 
-    def __init__(self, like: Tensor, *, channels_last: bool = False) -> None:
+    def __init__(
+        self, like: Tensor, *, channels_last: bool = False, store: Store | None = None, owner: str = ""
+    ) -> None:
+        self.owner = owner  # a cohort's signature, for explain()
         self._own_order = _memory_order(like)
         self._order = [0, 2, 3, 1] if channels_last else self._own_order
         self._like = like.new_empty(0)
         self._shape = tuple(like.shape)
+        # Slabs of one kind may share contents: equal in all that a kernel is bound to.
+        self.kind: Hashable = (self._shape, like.dtype, str(like.device), tuple(self._order))
+        self._store = store if store is not None and store.is_for(like) else None
         self._entries: list[_Entry | None] = []
         self._by_fingerprint: dict[bytes, list[int]] = {}
         self._serials = count()
+        self._num_guests = 0
         self.stack = self._reserve()
 
     def adopt(self, tensor: Tensor) -> int:
@@ -44,12 +89,20 @@ class Slab:
         fingerprint = _fingerprint(tensor)
         for index in self._by_fingerprint.get(fingerprint, ()):
             entry = self._entries[index]
-            if entry is not None and torch.equal(entry.view, tensor):
+            if entry is not None and torch.equal(entry.content.view, tensor):
                 entry.users += 1
                 return index
         index = self._free_index()
-        self.stack[index].copy_(tensor)
-        self._entries[index] = _Entry(self.stack[index], fingerprint, users=1, serial=next(self._serials))
+        content = None if self._store is None else self._store.find(self.kind, fingerprint, tensor)
+        if content is None:
+            self.stack[index].copy_(tensor)
+            content = Content(self.stack[index], fingerprint, home=self)
+            if self._store is not None:
+                self._store.enter(self.kind, content)
+        else:
+            self._num_guests += 1
+        content.places[self] = index
+        self._entries[index] = _Entry(content, users=1, serial=next(self._serials))
         self._by_fingerprint.setdefault(fingerprint, []).append(index)
         return index
 
@@ -58,13 +111,26 @@ class Slab:
         assert entry is not None and entry.users > 0
         entry.users -= 1
         if entry.users == 0:
-            self._by_fingerprint[entry.fingerprint].remove(index)
+            content = entry.content
+            self._by_fingerprint[content.fingerprint].remove(index)
+            del content.places[self]
+            if content.home is not self:
+                self._num_guests -= 1
+            elif content.places:
+                next(iter(content.places))._take_in(content)
+            elif self._store is not None:
+                self._store.forget(self.kind, content)
             self._entries[index] = None
+
+    def content(self, index: int) -> Content:
+        entry = self._entries[index]
+        assert entry is not None
+        return entry.content
 
     def view(self, index: int) -> Tensor:
         entry = self._entries[index]
         assert entry is not None
-        return entry.view
+        return entry.content.view
 
     def copy_out(self, index: int) -> Tensor:
         """The content of an entry in memory of its own, in the order in which it came."""
@@ -80,6 +146,18 @@ class Slab:
         entry = self._entries[index]
         return 0 if entry is None else entry.users
 
+    def is_shared(self, index: int) -> bool:
+        """Has anybody else this content, here or in another slab?"""
+        entry = self._entries[index]
+        return entry is not None and (entry.users > 1 or len(entry.content.places) > 1)
+
+    def is_stacked(self, first: int = 0, number: int | None = None) -> bool:
+        """Are these entries, or all, what `stack` holds at their places?"""
+        if not self._num_guests:
+            return True
+        entries = self._entries[first:] if number is None else self._entries[first : first + number]
+        return all(entry is not None and entry.content.home is self for entry in entries)
+
     @property
     def entry_bytes(self) -> int:
         return int(self.stack[0].numel() * self.stack.element_size())
@@ -87,6 +165,26 @@ class Slab:
     @property
     def num_entries(self) -> int:
         return sum(entry is not None for entry in self._entries)
+
+    @property
+    def num_stored(self) -> int:
+        """Entries whose content lies here."""
+        return self.num_entries - self._num_guests
+
+    def guests(self) -> list[Content]:
+        """Contents of its entries that lie in other slabs."""
+        found = [entry.content for entry in self._entries if entry is not None] if self._num_guests else []
+        return [content for content in found if content.home is not self]
+
+    def _take_in(self, content: Content) -> None:
+        """Where it lay, nobody needs it any more. Lanes that run keep that memory, or are given it by the store."""
+        assert self._store is not None
+        place = self.stack[content.places[self]]
+        place.copy_(content.view)
+        self._store.vacated.append(content.view)
+        self._num_guests -= 1
+        content.home = self
+        content.move(place)
 
     def _free_index(self) -> int:
         if None in self._entries:
@@ -97,16 +195,23 @@ class Slab:
         return len(self._entries) - 1
 
     def _grow(self) -> None:
-        """Lanes that run keep the old memory alive; owners re-read their views after every adoption."""
+        """Lanes that run keep the old memory alive, or are given it by whoever has called adopt()."""
         used = len(self._entries)
         stack = self._allocate(self._room(used))
-        stack[:used].copy_(self.stack[:used])
+        if not self._num_guests:
+            stack[:used].copy_(self.stack[:used])
+        stored = [
+            (index, entry.content)
+            for index, entry in enumerate(self._entries)
+            if entry is not None and entry.content.home is self
+        ]
+        for index, content in stored if self._num_guests else ():  # places of guests stay unwritten
+            stack[index].copy_(content.view)
         if stack.is_cuda:  # a lane on another stream may read as soon as it finds the new memory
             torch.cuda.current_stream(stack.device).synchronize()
         self.stack = stack
-        for index, entry in enumerate(self._entries):
-            if entry is not None:
-                entry.view = stack[index]
+        for index, content in stored:
+            content.move(stack[index])
 
     def _room(self, used: int) -> int:
         """Capacity for one more. A GPU occupies what is reserved, so its reserve is small, and copies are quick."""
@@ -126,6 +231,13 @@ class Slab:
         physical = [self._shape[dim] for dim in self._order]
         stack = self._like.new_empty([capacity, *physical])
         return stack.permute(0, *(dim + 1 for dim in _inverse(self._order)))
+
+
+def point(tensors: Iterable[Tensor], view: Tensor) -> None:
+    """Let parameters look at other memory with the same content. Inference tensors cannot; they keep theirs."""
+    for tensor in tensors:
+        if not tensor.is_inference():
+            tensor.data = view
 
 
 def _memory_order(tensor: Tensor) -> list[int]:

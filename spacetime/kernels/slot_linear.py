@@ -22,7 +22,8 @@ def slot_linear(rows: RowMap, x: Tensor, weight: Layer, bias: Layer | None, row_
         y = F.linear(x, weight.entry(entry), None if shared_bias is None else shared_bias.entry(entry))
     else:
         flat = x.reshape(-1, x.shape[-1])
-        multiply = _batched if layout.block else _one_by_one
+        is_block = layout.block and weight.is_stacked(layout.first.entry, len(layout.runs))
+        multiply = _batched if is_block else _one_by_one
         y = multiply(layout, flat, weight, shared_bias, flat.shape[0] // rows.total).view(*x.shape[:-1], -1)
     if bias is not None and shared_bias is None:
         add_rowwise(rows, y, bias)

@@ -68,18 +68,23 @@ class VectorConv:
         plain = self._plain
         x = x.contiguous(memory_format=torch.channels_last)
         y = torch.empty_strided(plan.shape, plan.strides)
-        scratch = torch.empty(plan.scratch) if plan.scratch else None
         runs = rows.run_words(plain.weight)
+        # Names for all memory that the kernel reads: a tenant that joins meanwhile may move the weights.
+        weight, scale, shift = plain.weight.stack, _stack(plain.scale), _stack(plain.shift or plain.bias)
+        guests = [] if plain.weight.is_stacked() else [plain.weight.entry(entry) for entry in runs[:, 0].tolist()]
+        places = torch.tensor([guest.data_ptr() for guest in guests]) if guests else None
+        scratch = torch.empty(plan.scratch) if plan.scratch else None
         plan.kernel(
             x.data_ptr(),
             y.data_ptr(),
-            plain.weight.stack.data_ptr(),
-            0 if plain.scale is None else plain.scale.stack.data_ptr(),
-            _address(plain.shift or plain.bias),
+            weight.data_ptr(),
+            _address(places),
+            _address(scale),
+            _address(shift),
             plan.address,
             runs.data_ptr(),
             runs.shape[0],
-            0 if scratch is None else scratch.data_ptr(),
+            _address(scratch),
             threads,
         )
         return y
@@ -124,6 +129,7 @@ class VectorConv:
         multiple = images // rows.total
         geometry = Geometry(
             channels=channels,
+            weights=plain.weight.stack[0, 0].numel(),
             segments=window_height,
             segment_floats=window_width * depth,
             pixels=pixels,
@@ -168,5 +174,9 @@ def _pair(numbers: list[int] | tuple[int, ...]) -> tuple[int, int]:
     return (numbers[0], numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def _address(layer: Layer | None) -> int:
-    return 0 if layer is None else layer.stack.data_ptr()
+def _stack(layer: Layer | None) -> Tensor | None:
+    return None if layer is None else layer.stack
+
+
+def _address(memory: Tensor | None) -> int:
+    return 0 if memory is None else memory.data_ptr()

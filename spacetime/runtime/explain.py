@@ -53,12 +53,21 @@ class LaneReport(Value):
 
 
 @dataclass(frozen=True, slots=True)
+class SharedReport(Value):
+    """Weights that a cohort has in common with another, and that lie in the slabs of that one."""
+
+    cohort: str
+    weight_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class CohortReport(Value):
     signature: str
     tenants: tuple[str, ...]
     kernels: tuple[KernelReport, ...]
     resident_bytes: int  # slabs, shared content once, and prepacked copies
     last_lane: LaneReport | None
+    shared_with: tuple[SharedReport, ...] = ()  # weights that lie in other cohorts' slabs
 
     @property
     def fused_kernels(self) -> int:
@@ -168,6 +177,7 @@ def cohort_report(executable: CohortExecutable, trace: Trace) -> CohortReport:
         ),
         resident_bytes=executable.resident_bytes,
         last_lane=last_lane(cohort.program.signature, trace),
+        shared_with=tuple([SharedReport(*found) for found in sorted(cohort.guest_bytes().items())]),
     )
 
 
@@ -241,6 +251,10 @@ def _cohort_lines(cohort: CohortReport) -> list[str]:
         f"\ncohort {cohort.signature}: {len(cohort.tenants)} tenants, {megabytes:.1f} MB of weights, "
         f"{cohort.fused_kernels}/{len(cohort.kernels)} kernels shared{_lane(cohort.last_lane)}",
         f"  tenants: {', '.join(cohort.tenants)}",
+        *(
+            f"  {shared.weight_bytes / 1e6:.1f} MB more are shared with cohort {shared.cohort}"
+            for shared in cohort.shared_with
+        ),
         f"  {'kernel':<6} {'op':<30} {'form':<10} {'weights':>12} {'shared by':>9}  name",
     ]
     for kernel in cohort.kernels:

@@ -30,7 +30,7 @@ class TenantMemory(Value):
 
     tenant: str
     weight_bytes: int  # that nobody else has
-    shared_weight_bytes: int  # entries of a slab, or tensors, that other tenants have as well
+    shared_weight_bytes: int  # entries of slabs, or tensors, that other tenants have as well, of any cohort
     buffer_bytes: int  # registered buffers that are not among the weights of its lanes
     graph_bytes: int  # of CUDA graphs; its part of those of several tenants
     lane_bytes: int  # predicted for the values of a lane of its example's rows; 0: opaque, not known
@@ -131,9 +131,9 @@ def _memories(name: str, holding: Holding) -> Iterator[tuple[int, tuple[int, boo
 
 
 def reserve_bytes(cohort: Cohort) -> int:
-    """Of slabs, without the entries that are in use."""
+    """Of slabs, without the entries that are in use. Places of what lies in another cohort's slab are room, too."""
     slabs = [layer.slab for layer in cohort.layers]
-    return sum(slab.stack.nbytes - slab.num_entries * slab.entry_bytes for slab in slabs)
+    return sum(slab.stack.nbytes - slab.num_stored * slab.entry_bytes for slab in slabs)
 
 
 def lane_bytes(program: Program, rows: int) -> int:

@@ -3,12 +3,17 @@
 All cohorts whose lanes are fused are its members; a lane has rows of some of them. It is made anew when cohorts come
 and go. A cohort whose tenants get other results merged than by themselves is left out from then on, and an executable
 that turns out to be at fault is given up; both say so in explain().
+
+Lanes of a few members run what the others leave of it, at once. Members that are active together again and again are
+aligned by themselves, too: where that makes fewer launches, an executable of just these comes beside it when it is
+ready, and policies choose. There are at most MOST_REFINED of them.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +24,7 @@ from spacetime.backends.executables import Call, CohortExecutable
 from spacetime.backends.merged import MergedExecutable
 from spacetime.device import Device
 from spacetime.merged import MergedProgram
-from spacetime.merging import MergeCache
+from spacetime.merging import MergeCache, Recurrences
 from spacetime.plan import Lane, MergedView
 from spacetime.runtime.merged_report import MergedReport, merged_report
 from spacetime.scheduler.costs import OnlineCosts
@@ -29,6 +34,7 @@ from spacetime.scheduler.protocols import Outcome
 from spacetime.trace import Trace
 
 ROWS_CHECKED = 2  # of the example
+MOST_REFINED = 4  # each is a further choice in every decision
 ON_GPU = "lanes are merged on the CPU only: common launches have no form for GPUs yet"
 _log = logging.getLogger("spacetime")
 
@@ -54,16 +60,21 @@ class _Live:
 
 
 class _Watched:
-    """Tells when its lanes have shown it to be at fault: the lane itself has come to its results all the same."""
+    """Tells whose rows its lanes have, and when one has shown it to be at fault: that lane has come to its results."""
 
-    def __init__(self, executable: MergedExecutable, at_fault: Callable[[], None]) -> None:
-        self._executable = executable
+    def __init__(self, live: _Live, at_fault: Callable[[], None], was_active: Callable[[Members], None]) -> None:
+        self._executable = live.executable
+        self._cohorts = live.view.cohorts
         self._at_fault = at_fault
+        self._was_active = was_active
 
     def run(self, lane: Lane, payloads: Sequence[Call]) -> Sequence[Outcome]:
         outcomes = self._executable.run(lane, payloads)
         if self._executable.fault:
             self._at_fault()
+        active = self._executable.active(lane)
+        if 1 < len(active) < len(self._cohorts):
+            self._was_active(tuple([self._cohorts[member] for member in active]))
         return outcomes
 
 
@@ -80,6 +91,9 @@ class Merging:
         self._unfit: dict[str, str] = {}  # members that are left out, and why
         self._given_up: dict[Members, str] = {}
         self._live: _Live | None = None
+        self._refined: OrderedDict[Members, _Live] = OrderedDict()
+        self._recurrences = Recurrences()
+        self._due: deque[Members] = deque()  # sets that recur
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._wanted = False
@@ -106,9 +120,12 @@ class Merging:
                     self._given_up = {its: why for its, why in self._given_up.items() if cohort not in its}
                     if self._live is not None and cohort in self._live.view.cohorts:
                         self._live = None
+                    for cohorts in [cohorts for cohorts in self._refined if cohort in cohorts]:
+                        del self._refined[cohorts]
+                    self._recurrences.forget([cohort])
                     self._wake()
-                elif self._live is not None:
-                    self._live.checked.discard(tenant)
+                for live in self._lives():
+                    live.checked.discard(tenant)
 
     def stop(self) -> None:
         """Make nothing more. Not to be called with `changing` held: it waits for what is being made."""
@@ -129,14 +146,19 @@ class Merging:
         """What is merged, and why the rest is not."""
         reasons = [f"cohort {cohort}: {reason}" for cohort, reason in self._unfit.items()]
         fit = self._fit()
-        if fit in self._given_up:
-            reasons.append(f"{' + '.join(fit)}: {self._given_up[fit]}")
+        reasons += [f"{' + '.join(cohorts)}: {reason}" for cohorts, reason in self._given_up.items()]
         if self._live is None:
             if len(fit) > 1 and fit not in self._given_up:
                 reasons.append(f"{' + '.join(fit)}: being prepared")
             return (), tuple(reasons)
-        tenants = [self._members[cohort].tenants for cohort in self._live.view.cohorts]
-        return (merged_report(self._live.view, self._live.executable, tenants, trace),), tuple(reasons)
+        return tuple([self._report(live, trace) for live in self._lives()]), tuple(reasons)
+
+    def _report(self, live: _Live, trace: Trace) -> MergedReport:
+        tenants = [self._members[cohort].tenants for cohort in live.view.cohorts]
+        return merged_report(live.view, live.executable, tenants, trace)
+
+    def _lives(self) -> list[_Live]:
+        return [*([] if self._live is None else [self._live]), *self._refined.values()]
 
     # -- the background -------------------------------------------------------------------------------
 
@@ -168,6 +190,7 @@ class Merging:
                 self._give_up(f"a lane failed in a way that its members do not: {self._live.executable.fault}")
             wanted = self._fit()
             programs = [self._members[cohort].executable.cohort.program for cohort in wanted]
+            self._review(wanted)
         if len(wanted) < 2 or wanted in self._given_up:
             return
         merged = self._cache.resident(programs)
@@ -180,39 +203,56 @@ class Merging:
                     self._let_go()
             else:
                 self._make(merged, wanted)
+        while self._due and not self._stopped:
+            cohorts = self._due.popleft()
+            try:
+                self._refine(cohorts)
+            except Exception as error:  # they go on with what the others leave
+                _log.exception("refining failed")
+                with self._changing:
+                    self._given_up[cohorts] = f"{type(error).__name__}: {error}"
 
     def _make(self, merged: MergedProgram, cohorts: Members) -> None:
-        members = [self._members[cohort].executable for cohort in cohorts]
-        live = _Live(MergedView(f"merged:{'+'.join(cohorts)}", cohorts), MergedExecutable(merged, members))
+        live = self._executable_of(merged, cohorts)
         if self._check(live):
-            self._enter(live, merged)
+            self._enter(live, merged, self._live)
+            self._live = live
+
+    def _executable_of(self, merged: MergedProgram, cohorts: Members) -> _Live:
+        members = [self._members[cohort].executable for cohort in cohorts]
+        return _Live(MergedView(f"merged:{'+'.join(cohorts)}", cohorts), MergedExecutable(merged, members))
 
     def _check(self, live: _Live) -> bool:
-        """Of tenants not checked yet: merged results beside those of their cohorts. Who deviates is left out."""
+        """Who deviates is left out."""
+        troubles = self._troubles(live)
+        for tenant, trouble in troubles.items():
+            cohort = next(cohort for cohort, member in self._members.items() if tenant in member.tenants)
+            self._unfit.setdefault(cohort, f"self-check of {tenant!r} failed when merged: {trouble}")
+        if troubles:
+            self._wake()
+        return not troubles
+
+    def _troubles(self, live: _Live) -> dict[str, str]:
+        """Of tenants not checked yet: merged results beside those of their cohorts, where they differ."""
         new = {cohort: self._unchecked(live, cohort) for cohort in live.view.cohorts}
         if not any(new.values()):
-            return True
+            return {}
         calls = {  # of the other cohorts one each: alone nobody shares a launch
             tenant: self._members[cohort].call
             for cohort, its in new.items()
             for tenant in its or self._members[cohort].tenants[:1]
         }
         troubles = live.executable.check(calls)
-        for tenant, trouble in troubles.items():
-            cohort = next(cohort for cohort, member in self._members.items() if tenant in member.tenants)
-            self._unfit.setdefault(cohort, f"self-check of {tenant!r} failed when merged: {trouble}")
-        if troubles:
-            self._wake()
-            return False
-        live.checked.update(calls)
-        return True
+        if not troubles:
+            live.checked.update(calls)
+        return troubles
 
     def _unchecked(self, live: _Live, cohort: str) -> list[str]:
         return [tenant for tenant in self._members[cohort].tenants if tenant not in live.checked]
 
-    def _enter(self, live: _Live, merged: MergedProgram) -> None:
-        before = self._live
-        watched = _Watched(live.executable, self._wake)
+    def _enter(self, live: _Live, merged: MergedProgram, before: _Live | None) -> None:
+        """In the place of another one."""
+        watched = _Watched(live, self._wake, self._was_active)
 
         def enter(scheduler: Scheduler) -> None:
             if before is not None:
@@ -221,7 +261,6 @@ class Merging:
             scheduler.add_merged(live.view, watched)
 
         self._driver.call(enter)
-        self._live = live
 
     def _give_up(self, reason: str) -> None:
         """Of these very members; others may do."""
@@ -232,7 +271,56 @@ class Merging:
     def _let_go(self) -> None:
         live, self._live = self._live, None
         if live is not None:
-            self._driver.call(lambda scheduler: scheduler.remove_merged(live.view.id))
+            self._remove(live)
+
+    def _remove(self, live: _Live) -> None:
+        self._driver.call(lambda scheduler: scheduler.remove_merged(live.view.id))
+
+    # -- members that are active together -------------------------------------------------------------
+
+    def _was_active(self, cohorts: Members) -> None:
+        """On a lane's thread: of these members only."""
+        if self._recurrences.note(cohorts):
+            self._due.append(cohorts)
+            self._wake()
+
+    def _refine(self, cohorts: Members) -> None:
+        """An executable of just these, if it makes fewer launches than what the others leave of the residents'."""
+        with self._changing:
+            if self._live is None or not set(cohorts) < set(self._live.view.cohorts) or cohorts in self._given_up:
+                return
+            resident = self._live.executable.merged
+        kept = [index for index, program in enumerate(resident.programs) if program.signature in cohorts]
+        refined = self._cache.refine(self._cache.active(resident, cohorts))
+        if refined.num_launches >= resident.restrict(kept).num_launches:
+            return
+        with self._changing:
+            if self._stopped or cohorts in self._refined or not set(cohorts) <= set(self._fit()):
+                return
+            live = self._executable_of(refined, cohorts)
+            troubles = self._troubles(live)
+            if troubles:
+                self._given_up[cohorts] = f"aligned by themselves they deviate: {troubles}"
+                return
+            self._enter(live, refined, None)
+            self._refined[cohorts] = live
+            if len(self._refined) > MOST_REFINED:
+                oldest, outdated = self._refined.popitem(last=False)
+                self._remove(outdated)
+                self._recurrences.forget_set(oldest)
+
+    def _review(self, fit: Members) -> None:
+        """Those that are refined still have to be right: tenants may have joined, members turned out to be unfit."""
+        for cohorts, live in list(self._refined.items()):
+            trouble = live.executable.fault
+            if any([self._unchecked(live, cohort) for cohort in cohorts]) and not trouble:
+                live.executable.joined()
+                trouble = "; ".join(self._troubles(live).values())
+            if trouble:
+                self._given_up[cohorts] = trouble
+            if trouble or not set(cohorts) <= set(fit):
+                del self._refined[cohorts]
+                self._remove(live)
 
     def _fit(self) -> Members:
         """In the order in which merged programs have their members."""

@@ -5,6 +5,7 @@ Runs at add() time on the caller's thread, never on the hot path.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from spacetime.capture.program import Captured, build_program, storage_key
 from spacetime.capture.recorder import Recording, StorageKey, owned_tensors, record
 from spacetime.capture.rows import prove
 from spacetime.capture.selfcheck import magnitude, problem
+from spacetime.capture.store import Store
 from spacetime.errors import CaptureError
 from spacetime.runtime.varying import check, make_programs
 
@@ -66,6 +68,7 @@ class Preparer:
     cohorts: dict[str, CohortExecutable] = field(default_factory=dict)
     varying: dict[tuple[str, Lengths], LengthsExecutable] = field(default_factory=dict)
     meetings: dict[str, InterceptedExecutable] = field(default_factory=dict)
+    store: Store = field(default_factory=Store)  # of weights that several cohorts have
     _known: dict[str, _Known] = field(default_factory=dict)
 
     def prepare(
@@ -99,6 +102,13 @@ class Preparer:
         """The tenant's lanes have ended: give its module memory of its own again."""
         del self.modules[name]
         self._leave(name)
+        self.hold(())
+
+    def hold(self, replaced: Sequence[Tensor]) -> None:
+        """Weights have moved: lanes that run, of any cohort since weights are shared, keep what they may still read."""
+        vacated = [*replaced, *self.store.take_vacated()]
+        for executable in self.cohorts.values() if vacated else ():
+            executable.hold(vacated)
 
     def _leave(self, name: str) -> None:
         """Out of everything that it has joined."""
@@ -187,7 +197,8 @@ class Preparer:
         captured = build_program(exported, prove(exported))
         signature = captured.program.signature
         if signature not in self.cohorts:
-            self.cohorts[signature] = CohortExecutable(Cohort(captured), self.modules, prepack=self.prepack)
+            cohort = Cohort(captured, store=self.store)
+            self.cohorts[signature] = CohortExecutable(cohort, self.modules, prepack=self.prepack)
         known = _Known(signature, _weight_order(captured, recording))
         self._known[recording.fingerprint] = known
         return known

@@ -31,7 +31,9 @@ def prepare_whole(
             raise
         raise out_of_memory(name, device, error) from error
     finally:
-        memory.retire([stack for layer, stack in before if layer.stack is not stack])
+        replaced = [stack for layer, stack in before if layer.stack is not stack]
+        memory.retire(replaced)
+        preparer.hold(replaced)
 
 
 @contextmanager
@@ -57,11 +59,10 @@ def _take_back(preparer: Preparer, name: str, before: list[tuple[Tensor, Tensor]
     for signature, executable in list(preparer.cohorts.items()):
         cohort = executable.cohort
         cohort.members.pop(name, None)
-        if not cohort.members:
-            preparer._disband(signature)
-            continue
         used = {member.slot for member in cohort.members.values()}
         for layer in cohort.layers:
             for slot, entry in enumerate(layer.entries):
                 if entry >= 0 and slot not in used:
                     layer.drop(slot)
+        if not cohort.members:
+            preparer._disband(signature)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spacetime.capture.layer import Layer
 from spacetime.capture.selfcheck import TOLERANCE, deviation
+from spacetime.capture.store import Store
 from spacetime.kernels.prepacked_conv import PrepackedConv
 from spacetime.kernels.rowmap import RowMap
 from spacetime.kernels.slot_conv import SlotConv
@@ -180,6 +181,20 @@ def test_it_reads_the_weights_where_they_are() -> None:
     with torch.no_grad():
         plain.weight.of_slot(0).mul_(2)
     assert deviation(vector(rows, x), plain(rows, x)) <= TOLERANCE[torch.float32]
+
+
+def test_weights_that_lie_in_another_programs_slab() -> None:
+    """A content that two layers have in common is stored once (capture/store.py)."""
+    store, shared = Store(least_bytes=0), torch.randn(8, 8, 3, 3)
+    owner = Layer("owner", channels_last=True, store=store)
+    owner.put(0, shared)
+    plain = convolution(8, 8, (3, 3), padding=[1, 1])
+    weight = plain.weight = Layer("guest", channels_last=True, store=store)
+    for slot, content in enumerate((torch.randn(8, 8, 3, 3), shared, torch.randn(8, 8, 3, 3))):
+        weight.put(slot, content)
+    assert not weight.is_stacked()
+    for rows in (RowMap((1,), (2,)), RowMap((0, 1, 2), (1, 1, 1))):
+        agree(plain, rows, torch.randn(rows.total, 8, 4, 4), hosts()[0])
 
 
 @pytest.mark.parametrize(

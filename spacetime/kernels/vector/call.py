@@ -11,9 +11,10 @@ from spacetime.kernels.vector.emitter import INT, WORD, Emitter, Value, int_of
 from spacetime.kernels.vector.geometry import HIGH, LOW, POSITIONS
 from spacetime.kernels.vector.host import PARALLEL, THREAD
 
-# Every kernel takes these, all as integers. scale, shift: 0 where the layer has none. runs: three words for each run of
-# rows that use the same entry: entry, first row, number of rows. scratch: room for the padded input, if any.
-ARGUMENTS = ("x", "y", "weight", "scale", "shift", "geometry", "runs", "num_runs", "scratch", "threads")
+# Every kernel takes these, all as integers. weight: where entry 0 lies. places: 0, or where the weights of each run lie
+# if that is not all in one stack. scale, shift: 0 where the layer has none. runs: three words for each run of rows that
+# use the same entry: entry, first row, number of rows. scratch: room for the padded input, or 0.
+ARGUMENTS = ("x", "y", "weight", "places", "scale", "shift", "geometry", "runs", "num_runs", "scratch", "threads")
 RUN_WORDS = 3
 _WORD_BYTES = 8
 

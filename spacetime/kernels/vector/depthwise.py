@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from spacetime.kernels.vector.blocks import Channels, over_blocks, tiles, window
+from spacetime.kernels.vector.blocks import Block, Channels, over_blocks, tiles, window
 from spacetime.kernels.vector.call import Arguments, Body
 from spacetime.kernels.vector.emitter import WORD, Emitter, Value, int_of
 
@@ -18,18 +18,18 @@ def depthwise(height: int, width: int) -> Body:
 
     def body(e: Emitter, given: Arguments, thread: Value, threads: Value) -> None:
         with over_blocks(e, given, thread, threads, e.lanes) as block:
-            channels = Channels(e, given, block.entry, block.first)
-            weights = _weights(e, given, channels, height * width)
+            channels = Channels(e, given, block)
+            weights = _weights(e, block, channels, height * width)
             with tiles(e, block.begin, block.end, _PIXELS) as pixels:
                 _compute(e, given, channels, weights, (height, width), pixels)
 
     return body
 
 
-def _weights(e: Emitter, given: Arguments, channels: Channels, taps: int) -> list[Value]:
+def _weights(e: Emitter, block: Block, channels: Channels, taps: int) -> list[Value]:
     """By position in the window: in memory the window of a channel is in one piece, so lanes are far apart."""
     numbers = [e.least(int_of(lane), e.b.sub(channels.left, int_of(1))) for lane in range(e.lanes)]
-    bases = [e.at(given["weight"], e.product(e.b.add(channels.begin, number), int_of(taps))) for number in numbers]
+    bases = [e.at(block.weights, e.product(e.b.add(block.first, number), int_of(taps))) for number in numbers]
     vectors = []
     for tap in range(taps):
         vector = ir.Constant(e.vector, ir.Undefined)

@@ -17,6 +17,7 @@ class Geometry:
     """
 
     channels: int  # of the output
+    weights: int  # floats per channel
     segments: int
     segment_floats: int
     pixels: int  # of an output image

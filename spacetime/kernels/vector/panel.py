@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spacetime.kernels.vector.blocks import Channels, over_blocks, tiles, window
+from spacetime.kernels.vector.blocks import Block, Channels, over_blocks, tiles, window
 from spacetime.kernels.vector.call import Arguments, Body
 from spacetime.kernels.vector.emitter import FLOAT, INT, Emitter, Value, int_of
 
@@ -21,21 +21,20 @@ def panel(pixels: int, registers: int) -> Body:
     def body(e: Emitter, given: Arguments, thread: Value, threads: Value) -> None:
         wide = e.lanes * registers
         room = e.b.ptrtoint(e.b.alloca(FLOAT, MOST_FLOATS * wide), INT)
-        window_floats = e.product(given.geometry("segments"), given.geometry("segment_floats"))
         with over_blocks(e, given, thread, threads, wide) as block:
-            channels = Channels(e, given, block.entry, block.first, registers)
-            _turn(e, given, channels, window_floats, room, wide)
+            channels = Channels(e, given, block, registers)
+            _turn(e, block, channels, given.geometry("weights"), room, wide)
             with tiles(e, block.begin, block.end, pixels) as some:
                 _compute(e, given, channels, room, some)
 
     return body
 
 
-def _turn(e: Emitter, given: Arguments, channels: Channels, floats: Value, room: Value, wide: int) -> None:
+def _turn(e: Emitter, block: Block, channels: Channels, floats: Value, room: Value, wide: int) -> None:
     """Channels that do not exist repeat the last one; their results are not written."""
     with e.loop(int_of(0), int_of(wide), int_of(1)) as lane:
-        number = e.b.add(channels.begin, e.least(lane.index, e.b.sub(channels.left, int_of(1))))
-        source = e.at(given["weight"], e.product(number, floats))
+        number = e.b.add(block.first, e.least(lane.index, e.b.sub(channels.left, int_of(1))))
+        source = e.at(block.weights, e.product(number, floats))
         with e.loop(int_of(0), floats, int_of(1)) as place:
             to = e.at(room, lane.index, e.product(place.index, int_of(wide)))
             e.store_float(e.load_float(e.at(source, place.index)), to)

@@ -37,9 +37,9 @@ class _Tile:
         self.segments, self.floats = given.geometry("segments"), given.geometry("segment_floats")
         self.whole = e.round_down(self.floats, e.lanes)
         self.rest = e.b.sub(self.floats, self.whole)
-        floats = e.product(self.segments, self.floats)
+        floats = given.geometry("weights")
+        self.weights = [e.at(block.weights, e.product(number, floats)) for number in numbers]
         first = e.product(block.entry, self.channels)
-        self.weights = [e.at(given["weight"], e.product(e.b.add(first, number), floats)) for number in numbers]
         self.mask = e.mask(e.b.sub(block.last, block.first), size)
         self.scale = self._of_channels("scale", first, 1.0)
         self.shift = self._of_channels("shift", first, 0.0)
