@@ -2,7 +2,7 @@
 
 python -m bench.device                         all stages, results under $OUT (or build/device)
 python -m bench.device --only census --only gemm
-python -m bench.device --resume build/device/device.json    leave out what that file has already
+python -m bench.device --resume build/device/device.json    leave out what went well there; keep its findings
 python -m bench.device --stage census          one stage, in this process (for debugging)
 """
 
@@ -14,16 +14,21 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from bench.device.findings import FAIL, INFO, MISSING, PASS, Finding, Notes, read
 from bench.provenance import REPOSITORY, collect
 
 BUDGET_S = 525  # for everything: a command on a lent machine ends at ten minutes
+DYING_S = 10  # a process that waits for a hung GPU may outlive its killing; nobody waits longer for that
+MOST_FINDINGS, TAIL_CHARS = 400, 1500  # that are kept of one stage
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,18 @@ class Stage:
 
 
 STAGES = (
-    Stage("versions", "host", 40),
+    Stage("versions", "host", 30),
     Stage("resources", "partitions", 30),
-    Stage("census", "partitions", 60),
-    Stage("confinement", "partitions", 60),
+    Stage("contact", "contact", 60),
+    Stage("census", "partitions", 45),
     Stage("graph_confinement", "graphs", 40),
-    Stage("numerics", "partitions", 45),
-    Stage("native", "speed", 75),
-    Stage("slot_kernels", "kernels", 100),
-    Stage("slot_programs", "programs", 90),
-    Stage("conformance", "conformance", 110),
     Stage("serving", "conformance", 90),
+    Stage("slot_kernels", "kernels", 80),
+    Stage("conformance", "conformance", 90),
+    Stage("confinement", "partitions", 40),
+    Stage("numerics", "partitions", 40),
+    Stage("slot_programs", "programs", 90),
+    Stage("native", "speed", 75),
     Stage("latencies", "graphs", 45),
     Stage("gemm", "speed", 120),
     Stage("slot_tune", "tables", 100),
@@ -96,13 +102,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"error: there is no NVIDIA GPU to prove anything on\n  {reason}\n  `spacetime doctor` says what works here"
         )
         return 1
-    done = ended_well(options.resume) if options.resume else set()
+    try:
+        known = load(options.resume) if options.resume else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"--resume {options.resume}: {type(error).__name__}: {error}; name a device.json of this command")
+    done = {key(outcome.stage, outcome.environment) for outcome in known if went_well(outcome)}
     chosen = [
         s for s in STAGES if (not options.only or s.name in options.only) and key(s.name, s.environment) not in done
     ]
-    outcomes = run_all(chosen, Path(os.environ.get("OUT", REPOSITORY / "build" / "device")))
+    outcomes = run_all(chosen, Path(os.environ.get("OUT", REPOSITORY / "build" / "device")), known)
     print(table(outcomes))
-    return int(any(f.status == FAIL for o in outcomes for f in o.findings) or any(o.end != "done" for o in outcomes))
+    return int(not all(map(went_well, outcomes)))
 
 
 def run_here(name: str) -> int:
@@ -114,10 +124,12 @@ def run_here(name: str) -> int:
     return 0
 
 
-def run_all(stages: Sequence[Stage], folder: Path) -> list[Outcome]:
-    """One after another while time is left; the file is whole after every stage."""
+def run_all(stages: Sequence[Stage], folder: Path, known: Sequence[Outcome] = ()) -> list[Outcome]:
+    """One after another while time is left; the file is whole after every stage, with what was known before."""
     folder.mkdir(parents=True, exist_ok=True)
-    start_s, outcomes = time.monotonic(), []
+    start_s, file = time.monotonic(), folder / "device.json"
+    outcomes: list[Outcome] = []
+    provenance = json.loads(collect("cuda:0" if no_device() is None else "cpu").to_json())
     for stage in stages:
         left_s = BUDGET_S - (time.monotonic() - start_s)
         if left_s < 10:
@@ -125,58 +137,96 @@ def run_all(stages: Sequence[Stage], folder: Path) -> list[Outcome]:
             continue
         outcomes.append(run_apart(stage, min(stage.limit_s, left_s)))
         print(summary(outcomes[-1]), flush=True)
-        write(folder / "device.json", outcomes)
-    write(folder / "device.json", outcomes)
+        write(file, provenance, joined(known, outcomes))
+    write(file, provenance, joined(known, outcomes))
     return outcomes
 
 
+def joined(known: Sequence[Outcome], outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """What was known, with what was found again in its place; a stage that was left out this time replaces nothing."""
+    found = {key(each.stage, each.environment): each for each in known}
+    for each in outcomes:
+        if not each.end.startswith("left out") or key(each.stage, each.environment) not in found:
+            found[key(each.stage, each.environment)] = each
+    return list(found.values())
+
+
 def run_apart(stage: Stage, limit_s: float) -> Outcome:
-    """In a process group of its own, which is killed as a whole when the time is over."""
+    """In a process group of its own, which is killed as a whole when the time is over.
+
+    It writes into a file: a pipe would be held open by whatever left the group, such as a daemon, and be waited for.
+    """
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"} | stage.environment
     start_s = time.monotonic()
-    process = subprocess.Popen(
-        command_of(stage),
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(
+            command_of(stage),
+            cwd=REPOSITORY,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        end = ended(process, limit_s)
+        output.seek(0)
+        findings, tail = sorted_out(output)
+    seconds = round(time.monotonic() - start_s, 1)
+    return Outcome(stage.name, stage.environment, seconds, end, findings, tail if end != "done" else "")
+
+
+def ended(process: subprocess.Popen[Any], limit_s: float) -> str:
+    """How it ended. What it started and left behind in its group ends with it."""
     try:
-        output, _ = process.communicate(timeout=limit_s)
-        end = "done" if process.returncode == 0 else f"exit code {process.returncode}"
+        code = process.wait(limit_s)
+        end = "done" if code == 0 else f"exit code {code}"
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
         end = "timed out"
-    lines = output.splitlines()
-    findings = [finding for line in lines if (finding := read(line)) is not None]
-    rest = "\n".join(line for line in lines if read(line) is None)
-    return Outcome(
-        stage.name,
-        stage.environment,
-        round(time.monotonic() - start_s, 1),
-        end,
-        findings,
-        rest[-1500:] if end != "done" else "",
-    )
+    with suppress(ProcessLookupError):  # usually nobody is left
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        process.wait(DYING_S)
+    except subprocess.TimeoutExpired:
+        end = f"timed out, and cannot be killed (process {process.pid})"
+    return end
+
+
+def sorted_out(lines: Iterable[str]) -> tuple[list[Finding], str]:
+    """The first findings, and the end of everything else."""
+    findings, num_findings, tail = [], 0, ""
+    for line in lines:
+        finding = read(line)
+        if finding is None:
+            tail = (tail + line[-TAIL_CHARS:])[-TAIL_CHARS:]
+            continue
+        num_findings += 1
+        if num_findings <= MOST_FINDINGS:
+            findings.append(finding)
+    if num_findings > MOST_FINDINGS:
+        facts = f"{num_findings - MOST_FINDINGS} more findings were left out"
+        findings.append(Finding(findings[0].stage, "findings", INFO, facts))
+    return findings, tail.strip()
 
 
 def command_of(stage: Stage) -> list[str]:
     return [sys.executable, "-X", "faulthandler", "-m", "bench.device", "--stage", stage.name]
 
 
-def write(path: Path, outcomes: Sequence[Outcome]) -> None:
-    data = {"provenance": json.loads(collect().to_json()), "outcomes": [asdict(outcome) for outcome in outcomes]}
+def write(path: Path, provenance: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
+    data = {"provenance": provenance, "outcomes": [asdict(outcome) for outcome in outcomes]}
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
     temporary.replace(path)
 
 
-def ended_well(path: Path) -> set[str]:
+def load(path: Path) -> list[Outcome]:
     known = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
-    return {key(outcome["stage"], outcome["environment"]) for outcome in known if outcome["end"] == "done"}
+    return [Outcome(**{**outcome, "findings": [Finding(**each) for each in outcome["findings"]]}) for outcome in known]
+
+
+def went_well(outcome: Outcome) -> bool:
+    """To the end, and nothing failed: what failed is tried again, with what has been repaired since."""
+    return outcome.end == "done" and all(finding.status != FAIL for finding in outcome.findings)
 
 
 def key(name: str, environment: dict[str, str]) -> str:

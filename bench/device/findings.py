@@ -51,10 +51,13 @@ class Notes:
 
 
 def read(line: str) -> Finding | None:
-    """The finding in a line of output, if there is one."""
+    """The finding in a line of output, if there is one: not in a line that was cut when its process was killed."""
     if not line.startswith(MARK):
         return None
-    return Finding(**json.loads(line.removeprefix(MARK)))
+    try:
+        return Finding(**json.loads(line.removeprefix(MARK)))
+    except (ValueError, TypeError):
+        return None
 
 
 Stage = Callable[[Notes], None]

@@ -58,17 +58,29 @@ def mps(notes: Notes) -> None:
         environment = {"CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
         for path in environment.values():
             Path(path).mkdir()
-        started = subprocess.run(
-            [control, "-d"], env=os.environ | environment, capture_output=True, text=True, timeout=20, check=False
-        )
-        if started.returncode:
-            notes.note("MPS", MISSING, f"the daemon did not start: {started.stderr.strip()[:300]}")
-            return
+        said = Path(folder) / "said"  # no pipe: the daemon would hold it open
         try:
+            with said.open("w") as output:
+                command = [control, "-d"]
+                code = subprocess.run(
+                    command, env=os.environ | environment, stdout=output, stderr=output, timeout=20, check=False
+                ).returncode
+            if code:
+                notes.note("MPS", MISSING, f"the daemon did not start: {said.read_text(errors='replace')[:300]}")
+                return
             both = _two_processes(environment, 2)
             notes.note("MPS", INFO, "two processes under a daemon", both_s=both)
-        finally:
-            subprocess.run([control], input="quit\n", env=os.environ | environment, text=True, timeout=20, check=False)
+        finally:  # also after a time-out: the daemon has left this process's group, and nobody else would end it
+            subprocess.run(
+                [control],
+                input="quit\n",
+                env=os.environ | environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                timeout=20,
+                check=False,
+            )
 
 
 PROCESS = """
@@ -95,16 +107,16 @@ def _two_processes(environment: dict[str, str], number: int) -> list[float]:
         for _ in range(number)
     ]
     taken = []
-    for process in running:
-        try:
-            output, errors = process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
+    try:
+        for process in running:
+            output, errors = process.communicate(timeout=30)
+            found = re.search(r"took ([\d.]+)", output)
+            if found is None:
+                raise RuntimeError(errors.strip()[-300:])
+            taken.append(round(float(found.group(1)), 3))
+    finally:
+        for process in running:
             process.kill()
-            raise
-        found = re.search(r"took ([\d.]+)", output)
-        if found is None:
-            raise RuntimeError(errors.strip()[-300:])
-        taken.append(round(float(found.group(1)), 3))
     return taken
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -75,8 +76,30 @@ def release_team() -> None:
 
 def on_passing_thread(function: Callable[[], T]) -> T:
     """Call the function on a thread that ends with it, and its intra-op threads with it: see `release_team`."""
+    keep_device_guard()
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function).result()
+
+
+@cache
+def keep_device_guard() -> None:
+    """Where torch is built for CUDA and finds no GPU, exports need a stand-in for the device's guard.
+
+    torch keeps it in the memory of the thread that exports first, and crashes when another one exports after that has
+    ended (seen in 2.11). So a thread that never ends asks for it before any other.
+    """
+    ensure = getattr(torch._C, "_ensureCUDADeviceGuardSet", None)
+    if ensure is None or torch.version.cuda is None or torch.cuda.is_available():
+        return
+    is_set = threading.Event()
+
+    def hold() -> None:
+        ensure()
+        is_set.set()
+        threading.Event().wait()
+
+    threading.Thread(target=hold, name="spacetime-device-guard", daemon=True).start()
+    is_set.wait()
 
 
 @cache

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.device import __main__ as driver
-from bench.device.__main__ import STAGES, Outcome, Stage, ended_well, key, run_all, run_apart, table
+from bench.device.__main__ import STAGES, Outcome, Stage, joined, key, load, run_all, run_apart, table, went_well
 from bench.device.findings import FAIL, INFO, MARK, Finding, Notes, read
 
 TRYING = Stage("trying", "nowhere", 20, {"COLOUR": "blue"})
@@ -47,6 +51,44 @@ def test_a_stage_that_hangs_is_killed_and_keeps_what_it_found(monkeypatch: pytes
     assert [finding.name for finding in outcome.findings] == ["a"]
 
 
+def test_a_daemon_that_a_stage_leaves_behind_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has left the process group, so it is not killed; it holds the stage's output open."""
+    daemon = (
+        "import subprocess; p = subprocess.Popen(['sleep', '30'], start_new_session=True); print(p.pid, flush=True);"
+    )
+    script(monkeypatch, daemon + "import time; time.sleep(60)")
+    outcome = run_apart(TRYING, 3)
+    os.kill(int(outcome.tail), signal.SIGKILL)
+    assert outcome.end == "timed out" and outcome.seconds < 20 and len(outcome.findings) == 1
+
+
+def test_a_stage_that_prints_without_end_or_no_text_or_half_a_line_loses_only_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flood = f"import os; line = {FOUND!r}; [exec(line) for _ in range(1000)]; print('x' * 10_000_000, flush=True);"
+    cut = f'os.write(1, bytes([255, 254, 10])); os.write(1, {MARK!r}.encode() + b\'{{"stage": "tr\'); os.abort()'
+    script(monkeypatch, flood + cut)
+    outcome = run_apart(TRYING, 30)
+    assert outcome.end == "exit code -6" and len(outcome.tail) <= driver.TAIL_CHARS
+    assert len(outcome.findings) == driver.MOST_FINDINGS + 1
+    assert outcome.findings[-1].facts == f"{1001 - driver.MOST_FINDINGS} more findings were left out"
+
+
+def test_a_process_that_cannot_be_killed_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that waits inside the driver for a GPU that hangs."""
+
+    class Hung:
+        pid = 1234567890
+
+        def wait(self, timeout: float) -> int:
+            raise subprocess.TimeoutExpired("stage", timeout)
+
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "killpg", lambda *call: killed.append(call))
+    hung: Any = Hung()
+    assert "cannot be killed" in driver.ended(hung, 1) and killed == [(Hung.pid, signal.SIGKILL)]
+
+
 def test_a_stage_that_dies_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     script(monkeypatch, "import os; print('last words', flush=True); os.abort()")
     outcome = run_apart(TRYING, 20)
@@ -62,15 +104,45 @@ def test_results_are_on_disk_after_every_stage_and_can_be_resumed(
     file = tmp_path / "device.json"
     data = json.loads(file.read_text())
     assert data["provenance"]["torch"] and data["outcomes"][0]["findings"][0]["name"] == "a"
-    assert ended_well(file) == {"trying COLOUR=blue"} == {key(TRYING.name, TRYING.environment)}
+    (known,) = load(file)
+    assert known == outcomes[0] and went_well(known) and key(TRYING.name, TRYING.environment) == "trying COLOUR=blue"
     assert "trying COLOUR=blue" in table(outcomes)
+
+
+def test_a_resumed_run_keeps_what_was_known_and_puts_what_is_new_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script(monkeypatch, "")
+    failed = Finding("census", "confined", FAIL)
+    known = [
+        Outcome("census", {}, 1.0, "done", [failed], ""),
+        Outcome("numerics", {}, 1.0, "done", [], ""),
+        Outcome(TRYING.name, TRYING.environment, 0.0, "left out: no time", [], ""),
+    ]
+    assert [went_well(each) for each in known] == [False, True, False], "what failed is tried again"
+    run_all([TRYING], tmp_path, known)
+    after = load(tmp_path / "device.json")
+    assert after[:2] == known[:2] and went_well(after[2])
+    late = [Outcome("numerics", {}, 0.0, "left out: no time", [], ""), Outcome("mps", {}, 0.0, "left out", [], "")]
+    assert joined(after, late) == [*after, late[1]], "no time now takes nothing away"
+
+
+def test_a_file_that_cannot_be_resumed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(driver, "no_device", lambda: None)
+    (tmp_path / "device.json").write_text('{"outcomes": [{"stage"')
+    for name in ("device.json", "nothing.json"):
+        with pytest.raises(SystemExit):
+            driver.main(["--resume", str(tmp_path / name)])
+        assert name in capsys.readouterr().err
 
 
 def test_what_no_time_is_left_for_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(driver, "BUDGET_S", 5)
     (outcome,) = run_all([TRYING], tmp_path)
     assert outcome.end == "left out: no time"
-    assert ended_well(tmp_path / "device.json") == set()
+    assert not any(map(went_well, load(tmp_path / "device.json")))
 
 
 def test_the_table_shows_what_failed() -> None:

@@ -27,6 +27,15 @@ class Outdated(Exception):
     """A tenant left while its graph was made. Says nothing about others."""
 
 
+class Disturbed(Exception):
+    """A call elsewhere broke the capture, such as a wait for the whole device. Says nothing about the lane."""
+
+
+# Of cudaErrorStreamCaptureInvalidated, which is what all calls say after the one that was at fault. A lane that does
+# what no capture allows is told so first.
+_INVALIDATED = "previous error during capture"
+
+
 def fault(num_rows: int) -> InputError:
     facts = f"in one of the request's {num_rows} rows"
     return InputError("an index is outside the table of its embedding", facts, "check the inputs' range")
@@ -79,8 +88,11 @@ def recorded(gpu: Gpu, stream: Stream, function: Callable[[], None]) -> tuple[Re
     try:
         return gpu.capture(stream, watched), reads.found
     except Exception as error:
-        if errors and errors[0] is not error:
-            raise errors[0] from error
+        first = errors[0] if errors else error
+        if _INVALIDATED in str(first):
+            raise Disturbed(str(first).partition("\n")[0]) from error
+        if first is not error:
+            raise first from error
         raise
 
 

@@ -65,8 +65,8 @@ class CudaDriver:
         self._driver = driver
         try:
             self._call("cuInit", 0)
-        except RuntimeError as error:  # how the bindings report a missing libcuda
-            raise DriverError("there is no CUDA driver", str(error), "install one, or use device='cpu'") from error
+        except DriverError as error:
+            raise DriverError("there is no CUDA driver", error.facts, "install one, or use device='cpu'") from error
         version = self._call("cuDriverGetVersion")
         if version < FIRST_WITH_GREEN_CONTEXTS:
             facts = f"the driver supports CUDA {version // 1000}.{version % 1000 // 10}, green contexts need 12.4"
@@ -81,7 +81,7 @@ class CudaDriver:
     def split(self, resource: Any, units: int) -> Split:
         most = max(1, self.num_units(resource) // units)
         groups, number, remainder = self._call("cuDevSmResourceSplitByCount", most, resource, 0, units)
-        is_empty = not self.num_units(remainder)
+        is_empty = remainder.type != self._sm or not self.num_units(remainder)
         return Split(tuple(groups[: int(number)]), None if is_empty else remainder)
 
     def create_context(self, device: int, resources: Sequence[Any]) -> Any:
@@ -112,7 +112,12 @@ class CudaDriver:
         function = getattr(self._driver, name, None)
         if function is None:
             raise DriverError(f"cuda.bindings has no {name}", "it is older than green contexts", "update cuda-bindings")
-        status, *results = function(*arguments)
+        try:
+            status, *results = function(*arguments)
+        except RuntimeError as error:  # how the bindings report a symbol that libcuda does not have, or no libcuda
+            raise DriverError(
+                f"{name} cannot be called", str(error), "update the driver; see `spacetime doctor`"
+            ) from error
         if int(status) != 0:
             facts = f"{getattr(status, 'name', status)} (code {int(status)})"
             raise DriverError(f"{name} failed", facts, "see `spacetime doctor`")

@@ -196,13 +196,17 @@ class TorchGpu:
 
     def capture(self, stream: Any, function: Callable[[], None]) -> Replayable:
         # Not torch.cuda.graph(): it synchronises the device and empties the allocator's cache, and others are serving.
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         with torch.cuda.stream(stream):
-            graph.capture_begin(capture_error_mode="thread_local")
             try:
-                function()
-            finally:
-                graph.capture_end()
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                try:
+                    function()
+                finally:
+                    graph.capture_end()
+            except BaseException:
+                _end_allocations(self.index, pool)
+                raise
         return _TorchGraph(graph)
 
     def warm(self) -> None:
@@ -227,6 +231,17 @@ class _TorchGraph:
         pool = tuple(graph.pool())
         segments = torch.cuda.memory_snapshot()
         self.num_bytes = sum(part["total_size"] for part in segments if tuple(part["segment_pool_id"]) == pool)
+
+
+def _end_allocations(index: int, pool: Any) -> None:
+    """After a capture that failed: torch before 2.12 would take it to be under way for ever.
+
+    From then on the allocator would neither free what `keep` was told of, nor give up its cache when memory is short.
+    """
+    try:
+        torch._C._cuda_endAllocateToPool(index, pool)
+    except RuntimeError:
+        return  # it has ended: a newer torch, or a function that failed while the capture did not
 
 
 def place(buffer: Tensor, source: Tensor) -> Tensor:

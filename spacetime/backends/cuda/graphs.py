@@ -11,8 +11,9 @@ The life of a graph: a lane that ran eagerly CAPTURE_AFTER times is captured on 
 (a kernel's partition is that of the stream it was captured on, wherever the graph is launched; and torch keys library
 workspaces by stream, which two living graphs must not share). A replay copies inputs in and results out, on the lane's
 stream; a graph has one set of buffers, so a second lane like it at the same time runs eagerly. A graph has its own
-memory pool, so dropping it gives memory back: the least recently used go when the byte budget is exceeded, those of
-a tenant go when it leaves. What cannot be captured is remembered with its reason and stays eager.
+memory pool, so dropping it gives memory back (to the device when an allocation would fail otherwise, as torch does
+it): the least recently used go when the byte budget is exceeded, those of a tenant go when it leaves. What cannot be
+captured is remembered with its reason and stays eager; a capture that somebody else's call broke is tried again.
 
 Opaque modules are never captured: they may decide anew in Python at every call. A lane that was planned plain because
 it has one request of a cohort's tenant is another matter: its module was captured as a program and passed the
@@ -33,7 +34,7 @@ import torch
 from spacetime.backends.cuda.anymix import AnyGraph, AnyRecipe, bucket_of, capture_any
 from spacetime.backends.cuda.blocks import block_of
 from spacetime.backends.cuda.captured import Graph, Mix, Parts, Recipe, capture
-from spacetime.backends.cuda.capturing import GraphError, Outdated
+from spacetime.backends.cuda.capturing import Disturbed, GraphError, Outdated
 from spacetime.backends.cuda.gpu import Gpu
 from spacetime.backends.cuda.green import Grant, Later
 from spacetime.backends.cuda.streams import Partitions
@@ -48,6 +49,7 @@ from spacetime.values import Value
 BUDGET_BYTES = 2 << 30
 CAPTURE_AFTER = 3  # eager runs: what comes once is not worth it, and by then libraries have made their choices
 MOST_GRAPHS = 64
+MOST_DISTURBED = 5  # captures of one lane that may be broken from outside before it stays eager
 MOST_MIXES = 4096  # whose runs are counted
 
 Work = Parts  # of a mix; or, for any mix, the id of its executable and the rows of its bucket
@@ -88,7 +90,8 @@ class Graphs:
         self._ready: OrderedDict[Key, Made] = OrderedDict()
         self._runs: OrderedDict[Key, int] = OrderedDict()
         self._recipes: OrderedDict[Work, Recipe | AnyRecipe] = OrderedDict()
-        self._too_large: dict[Key, str] = {}
+        self._barred: dict[Key, str] = {}  # not tried again, though the executable may be elsewhere, and why
+        self._disturbed: Counter[Key] = Counter()
         self._uncapturable: weakref.WeakKeyDictionary[CohortExecutable, str] = weakref.WeakKeyDictionary()
         self._by_mix: weakref.WeakKeyDictionary[CohortExecutable, str] = weakref.WeakKeyDictionary()
         self._watched: dict[int, weakref.ref[Any]] = {}  # members and executables that works name
@@ -131,7 +134,7 @@ class Graphs:
 
     def report(self) -> GraphReport:
         with self._lock:
-            refused = dict.fromkeys((*self._too_large.values(), *self._uncapturable.values()))
+            refused = dict.fromkeys((*self._barred.values(), *self._uncapturable.values()))
             counts = (self._captured, self._dropped, self._replays, self._eager)
             by_mix = tuple(dict.fromkeys(self._by_mix.values()))
             return GraphReport(len(self._ready), self._num_bytes(), self._budget_bytes, *counts, tuple(refused), by_mix)
@@ -214,7 +217,7 @@ class Graphs:
         return runs
 
     def _may_capture(self, key: Key, executable: CohortExecutable) -> bool:
-        return key not in self._too_large and executable not in self._uncapturable and not self._stopped
+        return key not in self._barred and executable not in self._uncapturable and not self._stopped
 
     def _remember(self, work: Work, mix: Mix, calls: Sequence[Call]) -> None:
         is_any = work is not mix.parts
@@ -259,7 +262,7 @@ class Graphs:
 
         for work in [work for work in self._recipes if is_stale(work)]:
             del self._recipes[work]
-        for known in (self._runs, self._too_large):
+        for known in (self._runs, self._barred, self._disturbed):
             for key in [key for key in known if is_stale(key[1])]:
                 del known[key]
         for key in [key for key in self._ready if is_stale(key[1])]:
@@ -300,7 +303,7 @@ class Graphs:
             grant = self._partitions.lease(key[0])
         except SpacetimeError as error:
             with self._lock:
-                self._too_large[key] = str(error).replace("\n", " ")
+                self._barred[key] = str(error).replace("\n", " ")
             return
         if grant is None:  # its partition is still being made: count again from the start
             with self._lock:
@@ -336,9 +339,21 @@ class Graphs:
                     self._recipes.pop(key[1], None)
                     signature = executable.cohort.program.signature
                     self._by_mix[executable] = f"cohort {signature}: {error.what}: {error.facts}"
+        except Disturbed as error:
+            self._note_disturbance(key, executable, error)
         except Exception as error:
             self._refuse(key, executable, error)
         return None
+
+    def _note_disturbance(self, key: Key, executable: CohortExecutable, error: Disturbed) -> None:
+        """Its lanes count again from the start, a few times."""
+        signature = executable.cohort.program.signature
+        with self._lock:
+            self._runs.pop(key, None)
+            self._disturbed[key] += 1
+            if self._disturbed[key] >= MOST_DISTURBED:
+                text = f"{MOST_DISTURBED} captures were broken from outside (does a thread wait for the whole device?)"
+                self._barred[key] = f"cohort {signature}: {text}: {error}"
 
     def _refuse(self, key: Key, executable: CohortExecutable, error: Exception) -> None:
         """What a program does it always does; but for a smaller mix there may be memory."""
@@ -346,7 +361,7 @@ class Graphs:
         reason = f"cohort {executable.cohort.program.signature}: {text}".replace("\n", " ")
         with self._lock:
             if isinstance(error, (torch.OutOfMemoryError, TooLarge)):
-                self._too_large[key] = reason
+                self._barred[key] = reason
             else:
                 self._uncapturable[executable] = reason
 

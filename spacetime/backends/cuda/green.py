@@ -10,6 +10,7 @@ each other; lanes of an isolated plan never share a partition, so one stream ser
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from typing import Any
 from spacetime.backends.cuda.driver import Driver
 from spacetime.device import Partition
 from spacetime.errors import PartitionError, SpacetimeError
+
+_log = logging.getLogger("spacetime")
 
 ATOM_UNITS = 8  # Hopper grants SMs by eights; older chips grant at least as finely
 MOST_EXTRA = 32  # partitions beside the menu that are kept
@@ -87,7 +90,7 @@ class GreenContexts:
         self.num_units = driver.num_units(resource)
         split = driver.split(resource, atom_units)
         self._atoms = split.groups
-        self._remainder = split.remainder
+        self._whole = resource
         sizes = {driver.num_units(group) for group in split.groups}
         if len(sizes) != 1:
             raise PartitionError(
@@ -101,8 +104,7 @@ class GreenContexts:
         self._wanted: set[int] = set()
         self._refused: dict[int, str] = {}
         try:
-            for mask in menu(len(self._atoms)):
-                self._menu[mask] = self._make(mask)
+            self._make_menu()
         except BaseException:
             self.close()
             raise
@@ -175,6 +177,20 @@ class GreenContexts:
             self._extra.clear()
             self._menu.clear()
 
+    def _make_menu(self) -> None:
+        """The whole and the atoms must be there; of what the driver refuses besides, lanes get the largest part."""
+        whole, masks = (1 << len(self._atoms)) - 1, menu(len(self._atoms))
+        for mask in sorted(masks, key=lambda mask: (mask != whole, mask.bit_count(), mask)):
+            try:
+                self._menu[mask] = self._make(mask)
+            except SpacetimeError as error:
+                if mask == whole or mask.bit_count() == 1:
+                    raise
+                self._refused[mask] = str(error)
+        if self._refused:
+            reason = next(iter(self._refused.values())).replace("\n", " ")
+            _log.warning("%d of %d partitions cannot be made: %s", len(self._refused), len(masks), reason)
+
     def _check(self, atoms: int) -> None:
         if atoms <= 0 or atoms >> len(self._atoms):
             raise PartitionError(
@@ -215,13 +231,13 @@ class GreenContexts:
             self._destroy(old)
 
     def _make(self, atoms: int) -> _Made:
-        resources = [resource for index, resource in enumerate(self._atoms) if atoms >> index & 1]
-        if len(resources) == len(self._atoms) and self._remainder is not None:
-            resources.append(self._remainder)
+        is_whole = atoms == (1 << len(self._atoms)) - 1
+        parts = [resource for index, resource in enumerate(self._atoms) if atoms >> index & 1]
+        resources = [self._whole] if is_whole else parts  # SMs that make up no atom are in the whole only
         context = self._driver.create_context(self._device, resources)
         streams: dict[int, int] = {}
         try:
-            for _ in range(WHOLE_STREAMS if len(resources) >= len(self._atoms) else 1):
+            for _ in range(WHOLE_STREAMS if is_whole else 1):
                 streams[self._driver.create_stream(context, 0)] = 0
             return _Made(atoms, self._driver.context_units(context), context, streams)
         except BaseException:

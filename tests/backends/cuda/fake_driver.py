@@ -42,7 +42,8 @@ class FakeDriver:
         return Split(groups, remainder or None)
 
     def create_context(self, device: int, resources: Sequence[Resource]) -> int:
-        if len({self._splits[resource] for resource in resources}) != 1:
+        is_whole = [len(resource) for resource in resources] == [self.num_sms]
+        if not is_whole and len({self._splits.get(resource) for resource in resources}) != 1:
             raise DriverError("cuDevResourceGenerateDesc failed", "CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION")
         if len(self.contexts) >= self.most_contexts:
             raise DriverError("cuGreenCtxCreate failed", "CUDA_ERROR_OUT_OF_MEMORY (code 2)")

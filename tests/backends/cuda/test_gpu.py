@@ -130,8 +130,9 @@ def test_a_capture_ends_whatever_its_function_does(torch_gpu: TorchGpu, monkeypa
         def __init__(self) -> None:
             self.replay = lambda: None
 
-        def capture_begin(self, capture_error_mode: str) -> None:
+        def capture_begin(self, pool: tuple[int, int], capture_error_mode: str) -> None:
             calls.append(f"begin {capture_error_mode}")
+            assert pool == (0, 7)
 
         def capture_end(self) -> None:
             calls.append("end")
@@ -146,8 +147,15 @@ def test_a_capture_ends_whatever_its_function_does(torch_gpu: TorchGpu, monkeypa
 
     segments = [{"segment_pool_id": (0, 7), "total_size": 5}, {"segment_pool_id": (0, 0), "total_size": 9}]
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+
+    def end_allocations(index: int, pool: tuple[int, int]) -> None:
+        calls.append(f"no more of pool {pool} on {index}")
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")  # as it is where it has ended
+
     monkeypatch.setattr(torch.cuda, "stream", Under)
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end_allocations, raising=False)
     graph = torch_gpu.capture(None, lambda: calls.append("work"))
     assert calls == ["begin thread_local", "work", "end"] and graph.num_bytes == 5
     calls.clear()
@@ -157,7 +165,7 @@ def test_a_capture_ends_whatever_its_function_does(torch_gpu: TorchGpu, monkeypa
 
     with pytest.raises(ValueError, match="no"):
         torch_gpu.capture(None, fails)
-    assert calls == ["begin thread_local", "end"]
+    assert calls == ["begin thread_local", "end", "no more of pool (0, 7) on 0"], "or the allocator waits for its end"
 
 
 def test_the_fake_and_the_real_one_have_the_same_calls() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from spacetime.backends.cuda import graphs
 from spacetime.backends.cuda.backend import CudaBackend
-from spacetime.backends.cuda.graphs import CAPTURE_AFTER
+from spacetime.backends.cuda.graphs import CAPTURE_AFTER, MOST_DISTURBED
 from spacetime.backends.executables import CohortExecutable
 from tests.backends.cuda.fake_gpu import FakeGpu, with_gpu
 from tests.backends.cuda.lanes import PATIENCE_S, Cohort, check, rows, serve, start
@@ -244,6 +244,55 @@ def test_what_cannot_be_captured_says_why_once(made: Made, monkeypatch: pytest.M
     report = backend.graphs.report()
     assert (report.ready, report.replays) == (0, 0)
     assert len(report.refused) == 1 and "not permitted when stream is capturing" in report.refused[0]
+
+
+BROKEN = "CUDA error: operation failed due to a previous error during capture\nSearch for `cudaErrorStream...' in"
+
+
+@pytest.mark.parametrize("where", ["at its end", "in the lane"])
+def test_a_capture_that_somebody_else_breaks_is_tried_again(
+    made: Made, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """As when another thread waits for the whole device meanwhile."""
+    backend, _, cohort = made
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError(BROKEN)
+
+    def breaking(self: FakeGpu, stream: Any, function: Any) -> Any:
+        monkeypatch.setattr(CohortExecutable, "_batch", broken)
+        try:
+            function()
+        finally:
+            monkeypatch.setattr(CohortExecutable, "_batch", batch)
+
+    batch = CohortExecutable._batch
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeGpu, "capture", broken if where == "at its end" else breaking)
+        serve(backend, cohort, *BOTH, times=CAPTURE_AFTER)
+    assert (backend.graphs.report().ready, backend.graphs.report().refused) == (0, ())
+    serve(backend, cohort, *BOTH, times=CAPTURE_AFTER + 1)
+    assert backend.graphs.report().replays == 1
+
+
+def test_a_capture_that_is_broken_every_time_is_given_up_with_the_reason(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, _, cohort = made
+    tried: list[int] = []
+
+    def broken(*_: Any) -> Any:
+        tried.append(1)
+        raise RuntimeError(BROKEN)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeGpu, "capture", broken)
+        serve(backend, cohort, *BOTH, times=(MOST_DISTURBED + 2) * CAPTURE_AFTER)
+    assert len(tried) == MOST_DISTURBED
+    (reason,) = backend.graphs.report().refused
+    assert "broken from outside" in reason and "previous error during capture" in reason
+    serve(backend, cohort, ("c", rows(2)), times=CAPTURE_AFTER + 1)
+    assert backend.graphs.report().replays == 1, "other lanes are captured"
 
 
 def test_a_graph_that_answers_otherwise_than_its_lane_never_serves(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,10 +184,20 @@ def test_a_stream_that_cannot_be_created_leaves_the_partition_free(monkeypatch: 
 
 
 def test_a_menu_that_cannot_be_made_leaves_nothing_behind() -> None:
-    driver = FakeDriver(most_contexts=20)
+    driver = FakeDriver(most_contexts=10)
     with pytest.raises(DriverError, match="cuGreenCtxCreate"):
         made(driver)
     assert driver.contexts == {} and driver.streams == {}
+
+
+def test_a_driver_that_makes_few_contexts_gives_the_largest_part_of_what_is_missing() -> None:
+    _, background, contexts = made(FakeDriver(most_contexts=20))
+    assert len(contexts.refused) == len(menu(16)) - 20
+    assert contexts.acquire(partition(0xFFFF)).units == 132
+    assert {contexts.acquire(partition(1 << atom)).units for atom in range(16)} == {8}
+    part = contexts.acquire(partition(0x7FFF))
+    assert part.atoms & ~0x7FFF == 0 and part.units == 16 and contexts.lease(0x7FFF) is None
+    assert background.postponed == [], "what the driver refused is not asked for again"
 
 
 def test_closing_destroys_streams_before_contexts() -> None:

@@ -42,5 +42,19 @@ def patch_bf16() -> None:
     builder.create_dot, builder.create_fp_trunc = create_dot, create_fp_trunc
 
 
+def patch_index() -> None:
+    """Triton 3.6 makes an int of an array with one element, as in `range(n)`; numpy 2.4 and later refuse that."""
+    from triton.runtime import interpreter
+
+    plain = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        plain(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
+
 if INTERPRETING:
     patch_bf16()
+    patch_index()
