@@ -33,7 +33,7 @@ def capture(module: nn.Module, example: tuple[Any, ...]) -> Program:
         raise CaptureError(
             f"{type(module).__name__} cannot be captured", str(why), "as a tenant it would run whole, in its own lane"
         ) from why
-    remember(captured, example)
+    remember(captured, example, module)
     return captured.program
 
 

@@ -17,7 +17,7 @@ from spacetime.ir import Kernel, Program
 from spacetime.profiler.curves import Point
 from spacetime.profiler.few_points import Search, search
 from spacetime.profiler.measure import Effort, Stopped, Taken, Wanted, time_in_runs, time_on_sizes
-from spacetime.profiler.profile import BETWEEN, Ceilings
+from spacetime.profiler.profile import BETWEEN, CODE, Ceilings, whole_key
 from spacetime.profiler.records import Key, Measurement
 from spacetime.profiler.site import Call, Sample, Site
 from spacetime.profiler.store import Store
@@ -33,8 +33,16 @@ class Runnable(Protocol):
     def kernels(self, rows: int) -> Iterator[tuple[int, Call]]:
         """(index, a call that repeats it), in order; a call is good until the next one is asked for."""
 
+    @property
+    def has_code(self) -> bool:
+        """Is the time between its kernels that of the module's own code? Else it is that of a plain run of them."""
+
+    @property
+    def wholes(self) -> Sequence[tuple[int, int]]:
+        """The first kernel and the last of every operation that the module calls as one."""
+
     def time(self, rows: int, site: Site) -> Sequence[Sample]:
-        """A sample of every kernel from one run, and one of what lies between them."""
+        """A sample of every kernel from one run, one of what lies between them, and one of each whole operation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured once: all kernels of one key, or what lies between the kernels of a program."""
+    """What is measured once: all kernels of one key, what lies between a program's kernels, a whole operation."""
 
     key: str
     name: str
@@ -99,7 +107,7 @@ class Campaign:
 
     def run(self, runnable: Runnable) -> tuple[Measurement, ...]:
         """All measurements of the program's kernels, known ones included. On the site's thread."""
-        subjects = subjects_of(self.program, with_between=self.cache == RUN)
+        subjects = subjects_of(self.program, with_between=self.cache == RUN, runnable=runnable)
         for rows in self.rows:
             missing = [each for each in subjects if not self._is_known(each, rows)]
             for each in subjects:
@@ -217,8 +225,8 @@ class Campaign:
         self.progress(Progress(self._done, num_subjects * len(self.rows), subject.name, self._num_known))
 
 
-def subjects_of(program: Program, *, with_between: bool) -> list[Subject]:
-    """Every key once, in the order of the kernels."""
+def subjects_of(program: Program, *, with_between: bool, runnable: Runnable | None = None) -> list[Subject]:
+    """Every key once, in the order of the kernels; then what only runs of this runnable show."""
     kernels: dict[str, list[Kernel]] = {}
     for kernel in program.kernels:
         kernels.setdefault(kernel.key, []).append(kernel)
@@ -226,7 +234,12 @@ def subjects_of(program: Program, *, with_between: bool) -> list[Subject]:
         Subject(key, same[0].name, same[0].op, same[0].outputs[0].dtype, tuple(kernel.index for kernel in same))
         for key, same in kernels.items()
     ]
-    if with_between:
-        between = BETWEEN + program.signature
-        subjects.append(Subject(between, "between kernels", "between", "", (len(program.kernels),)))
+    if not with_between:
+        return subjects
+    num_kernels = len(program.kernels)
+    between = (CODE if runnable is not None and runnable.has_code else BETWEEN) + program.signature
+    subjects.append(Subject(between, "between kernels", "between", "", (num_kernels,)))
+    for place, (first, last) in enumerate(runnable.wholes if runnable is not None else (), num_kernels + 1):
+        key, name = whole_key(first, last, program.signature), program.kernels[first].name
+        subjects.append(Subject(key, f"{name}, whole", "whole", program.kernels[last].outputs[0].dtype, (place,)))
     return subjects

@@ -24,6 +24,10 @@ _NVIDIA_DRIVER, _AMD_DRIVER = Path("/proc/driver/nvidia/version"), Path("/sys/mo
 GPU_TIMING = "events on the device, launches queued ahead of it, an empty pair of events subtracted"
 
 
+# How latencies in whole runs on a CPU come about.
+CPU_TIMING = "the host's clock around every kernel, what reading it takes subtracted; the module's code on no rows"
+
+
 def cpu_environment() -> Environment:
     """The cores that this process may use. The same process settings give the same environment."""
     num_cores = len(available_cores())
@@ -32,7 +36,7 @@ def cpu_environment() -> Environment:
         kind="cpu",
         num_units=num_cores,
         driver=f"{platform.system()} {platform.release()}",
-        versions=tuple(sorted({**_libraries(), **_variables()}.items())),
+        versions=tuple(sorted({**_libraries(), **_variables(), "timing": CPU_TIMING}.items())),
     )
 
 

@@ -24,7 +24,10 @@ from spacetime.profiler.table import MeasuredTable
 from spacetime.values import Value, decode
 
 VERSION = 1  # of the file
-BETWEEN = "between:"  # and a signature: the key of what a run does between the kernels of that program
+# Keys of what is no kernel; a signature follows.
+BETWEEN = "between:"  # what a straight run does between the kernels of that program
+CODE = "code:"  # what the module itself does there
+WHOLE = "whole:"  # and "first-last:": the operation that the module calls where the program has these kernels
 NUM_DRAWS = 31  # samples of the whole model: sums of medians, each of a kernel's samples drawn again
 
 Bound = Literal["compute", "bandwidth", "launch"]
@@ -179,8 +182,13 @@ class Profile(Value):
     @cached_property
     def _parts(self) -> tuple[str, ...]:
         """The keys whose latencies add up to the model's."""
-        between = BETWEEN + self.signature
-        return (*(layer.key for layer in self.program), *((between,) if between in self._points else ()))
+        whole = {key: _kernels_of(key) for key in self._points if key.startswith(WHOLE) and self._is_mine(key)}
+        inside = {index for kernels in whole.values() for index in kernels}
+        between = [key + self.signature for key in (CODE, BETWEEN) if key + self.signature in self._points]
+        return (*(layer.key for layer in self.program if layer.index not in inside), *whole, *between[:1])
+
+    def _is_mine(self, key: str) -> bool:
+        return key.endswith(f":{self.signature}")
 
     @cached_property
     def _points(self) -> Mapping[str, tuple[Point, ...]]:
@@ -200,8 +208,8 @@ class Profile(Value):
     def predict_us(self, units: int | None = None, rows: int | None = None) -> float:
         """The whole model on so many units (None: as many as were profiled): its kernels one after another.
 
-        What lies between them (calls of modules, views, memory that is given back) is known, and counted, if the cache
-        is "run".
+        If the cache is "run", what lies between them is known, and counted: the module's own code, views, memory that
+        is given back. Then operations that the module calls as one (an LSTM) count as that, not as their kernels.
         """
         units = max(point.units for points in self._points.values() for point in points) if units is None else units
         rows = self.rows if rows is None else rows
@@ -262,3 +270,16 @@ class Profile(Value):
             f"profile of {self.signature} on {self.device} ({self.method}, {self.cache} caches, {self.rows} rows): "
             f"{len(self.program)} kernels, {total.best_us:.0f} us on {total.best_units} units, knee at {total.units}"
         )
+
+
+def whole_key(first: int, last: int, signature: str) -> str:
+    return f"{WHOLE}{first}-{last}:{signature}"
+
+
+def _kernels_of(key: str) -> range:
+    """
+    >>> _kernels_of(whole_key(2, 4, "0123"))
+    range(2, 5)
+    """
+    first, _, last = key.removeprefix(WHOLE).partition(":")[0].partition("-")
+    return range(int(first), int(last) + 1)

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -35,6 +36,7 @@ SWEPT_IF_UNKNOWN_BYTES = 256 << 20
 PRODUCT_SIDE = 512
 COPIED_BYTES = 32 << 20
 NUM_EMPTY_CALLS = 2_000
+LEAST_US = 0.01  # nothing takes no time, whatever is subtracted
 LONG_US = 25.0  # what was quicker was not interrupted, and asking the system would disturb what comes next
 
 
@@ -105,6 +107,14 @@ class HostClock(Protocol):
     @property
     def reading_us(self) -> float: ...
 
+    @property
+    def clock_us(self) -> float:
+        """How far two readings in a row are apart."""
+
+    @property
+    def asking_us(self) -> float:
+        """What it takes to ask for interruptions."""
+
     def now_us(self) -> float: ...
 
     def interruptions(self) -> int: ...
@@ -113,7 +123,7 @@ class HostClock(Protocol):
 def time_on_host(clock: HostClock, run: Run, num_kernels: int) -> list[Sample]:
     """Where a call has ended when it returns.
 
-    What lies between the kernels is the calls of modules, views, memory that is given back; not the readings.
+    What lies between the kernels is the calls of modules, views, memory that is given back. The readings are in none.
     """
     readings: list[Reading] = []
     interruptions = at_first = clock.interruptions()
@@ -124,9 +134,11 @@ def time_on_host(clock: HostClock, run: Run, num_kernels: int) -> list[Sample]:
     for kernel, start_us, end_us, now_interruptions in readings:
         # What interrupted the steps since the kernel before is put down to this one.
         disturbed = now_interruptions is not None and now_interruptions > interruptions
-        samples[kernel] = Sample(end_us - start_us, disturbed)
+        samples[kernel] = Sample(max(end_us - start_us - clock.clock_us, LEAST_US), disturbed)
         interruptions = now_interruptions or interruptions
-    between_us = whole_us - sum(sample.us for sample in samples) - len(readings) * clock.reading_us
+    num_asked = sum(reading[-1] is not None for reading in readings)
+    timing_us = len(readings) * clock.reading_us + num_asked * clock.asking_us
+    between_us = whole_us - sum(sample.us for sample in samples) - timing_us
     samples[-1] = Sample(max(between_us, 0.0), clock.interruptions() > at_first)
     return samples
 
@@ -139,17 +151,23 @@ class CpuSite:
     def __init__(self) -> None:
         self._cores = available_cores()
         self._swept: torch.Tensor | None = None
-        self._readings: list[object] = []
+        self._readings: list[Reading] = []
         self.environment = cpu_environment()
         self.sizes = tuple(range(1, len(self._cores) + 1)) if can_pin() else (len(self._cores),)
-        self.overhead_us = self.reading_us = 0.0
+        self.overhead_us = self.reading_us = self.clock_us = self.asking_us = 0.0
 
     def __enter__(self) -> Self:
         self._no_grad = torch.no_grad()
         self._no_grad.__enter__()
         self.overhead_us = min(self.sample(_nothing, NUM_EMPTY_CALLS).us for _ in range(5))
-        self.reading_us = min(self.sample(self._read, NUM_EMPTY_CALLS).us for _ in range(5)) - self.overhead_us
+        self.reading_us = self._quickest_us(self._read)
+        self.asking_us = self._quickest_us(self.interruptions)
+        self.clock_us = median(end_us - start_us for _, start_us, end_us, _ in self._readings)
+        self._readings.clear()
         return self
+
+    def _quickest_us(self, call: Call) -> float:
+        return min(self.sample(call, NUM_EMPTY_CALLS).us for _ in range(5)) - self.overhead_us
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

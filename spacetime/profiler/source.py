@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from spacetime.capture.export import Exported
@@ -21,9 +21,11 @@ from spacetime.capture.families import op_name
 from spacetime.capture.program import Captured
 from spacetime.errors import CaptureError
 from spacetime.ir import Program
+from spacetime.profiler.around import Around, wholes
 from spacetime.profiler.site import Call, Sample, Site
 from spacetime.profiler.straight import Step, Straight, straight
 
+QUICK_US = 5_000.0  # a run that takes longer than that fills the caches by itself
 # Shape checks of torch.export: no part of the computation.
 _CHECKS = ("_assert", "sym_constrain")
 
@@ -35,6 +37,7 @@ class Source:
     exported: Exported
     kernel_nodes: tuple[str, ...]
     example: tuple[Tensor, ...]  # the leaves
+    module: nn.Module | None = None  # what was captured, where it can be called beside its graph
 
     def kernels(self, rows: int) -> Iterator[tuple[int, Call]]:
         """Run once on so many rows; for each kernel, when it has run, (its index, a call that repeats it).
@@ -49,29 +52,71 @@ class Source:
             if step.kernel is not None:
                 yield step.kernel, call
 
+    @property
+    def has_code(self) -> bool:
+        """Is what lies between its kernels the module's own code? Else it is the straight function's."""
+        return self._around is not None
+
+    @property
+    def wholes(self) -> tuple[tuple[int, int], ...]:
+        """The first kernel and the last of every operation that the module calls as one."""
+        return tuple((each.first, each.last) for each in self._around.wholes) if self._around is not None else ()
+
     def time(self, rows: int, site: Site) -> Sequence[Sample]:
-        """Run once on so many rows: how long each kernel took, and last, all that lies between them."""
+        """Run once on so many rows: how long each kernel took, then all that lies between them, then the wholes."""
+        self._choose()
+        inputs = self._inputs(rows)
+        samples = self._time_straight(site, inputs)
+        if self._around is None:
+            return samples
+        if sum(sample.us for sample in samples) < QUICK_US:
+            samples = self._time_straight(site, inputs)  # the first found the caches as the calls below left them
+        return [*samples[:-1], *self._around.time(inputs, site, samples, partial(self._time_straight, site))]
+
+    def _time_straight(self, site: Site, inputs: Sequence[Tensor]) -> Sequence[Sample]:
+        weights = [weight.tensor for weight in self.exported.weights.values()]
+        return site.time_run(partial(self._straight, [*weights, *inputs]), len(self.kernel_nodes))
+
+    def _choose(self) -> None:
+        """A first run chooses the functions behind the steps."""
         if any(step.function is None for step in self._steps):
-            for _ in self.kernels(rows):
+            for _ in self.kernels(max(1, self.example[0].shape[0] if self.example else 1)):
                 pass
-        values = list(self._values(rows).values())
-        return site.time_run(partial(self._straight, values), len(self.kernel_nodes))
+
+    @cached_property
+    def _around(self) -> Around | None:
+        if self.module is None:
+            return None
+        with torch.no_grad():
+            self._choose()
+            found = Around.of(self.module, self.exported.in_spec, wholes(self._steps), self.example)
+            if found is not None:
+                try:
+                    weights = [weight.tensor for weight in self.exported.weights.values()]
+                    self._straight([*weights, *(leaf[:0] for leaf in self.example)], _zero, _zero, _nowhere)
+                except Exception:  # an operation that refuses to have no rows
+                    return None
+        return found
 
     def on(self, device: str) -> Source:
-        """The same with weights, inputs and what the graph makes on that device; itself, if they are there."""
+        """The same with weights, inputs and what the graph makes on that device; itself, if they are there.
+
+        Without the module where a device runs behind the host: what its code takes is hidden behind kernels there.
+        """
         there = torch.device(device)
         tensors = [*(weight.tensor for weight in self.exported.weights.values()), *self.example]
         if all(tensor.device == there for tensor in tensors):
-            return self
+            return self if there.type == "cpu" else replace(self, module=None)
         example = tuple(leaf.to(there) for leaf in self.example)
         return Source(_moved(self.exported, there), self.kernel_nodes, example)
 
     def _values(self, rows: int) -> dict[fx.Node, Any]:
         """Weights, and the example's rows over and over."""
         values: dict[fx.Node, Any] = {node: weight.tensor for node, weight in self.exported.weights.items()}
-        for node, leaf in zip(self.exported.inputs, self.example, strict=True):
-            values[node] = leaf.index_select(0, torch.arange(rows, device=leaf.device) % leaf.shape[0])
-        return values
+        return values | dict(zip(self.exported.inputs, self._inputs(rows), strict=True))
+
+    def _inputs(self, rows: int) -> list[Tensor]:
+        return [leaf.index_select(0, torch.arange(rows, device=leaf.device) % leaf.shape[0]) for leaf in self.example]
 
     @cached_property
     def _straight(self) -> Straight:
@@ -97,10 +142,10 @@ class Source:
         ]
 
 
-def remember(captured: Captured, example: tuple[Any, ...]) -> None:
+def remember(captured: Captured, example: tuple[Any, ...], module: nn.Module | None = None) -> None:
     """Until the program goes, and with it the module's weights, if nobody else has them."""
     leaves = tuple(leaf.detach() for leaf in pytree.tree_leaves(example))
-    source = Source(captured.exported, captured.kernel_nodes, leaves)
+    source = Source(captured.exported, captured.kernel_nodes, leaves, module)
     program = captured.program
     known = _sources.setdefault(program.signature, {})
     known[id(program)] = source
@@ -139,6 +184,14 @@ def _moved(exported: Exported, device: torch.device) -> Exported:
         },
         outputs=tuple(copies[each] if isinstance(each, fx.Node) else each for each in exported.outputs),
     )
+
+
+def _zero() -> int:
+    return 0
+
+
+def _nowhere(reading: Any) -> None:
+    """Of a run that is not timed."""
 
 
 _sources: dict[str, dict[int, Source]] = {}  # by signature and identity of the programs that live

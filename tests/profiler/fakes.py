@@ -42,7 +42,7 @@ class FakeSite:
 
     torch_device = "cpu"
     overhead_us = 0.05
-    reading_us = 0.0
+    reading_us = clock_us = asking_us = 0.0
 
     def __init__(self, sizes: Sequence[int], latency_us: Latency, disturbed: Callable[[int], bool] = lambda _: False):
         self.sizes = tuple(sizes)
@@ -103,6 +103,8 @@ class FakeRun:
         self.site = site
         self.num_runs = 0
         self.asked: list[int] = []  # kernels that were passed, in kernels()
+        self.has_code = False
+        self.wholes: list[tuple[int, int]] = []
 
     def kernels(self, rows: int) -> Iterator[tuple[int, Call]]:
         self.num_runs += 1
@@ -112,7 +114,8 @@ class FakeRun:
 
     def time(self, rows: int, site: object) -> list[Sample]:
         self.num_runs += 1
-        return [self.site.sample(self.site.call(key), 1) for key in [*self.keys, "between"]]
+        keys = [*self.keys, "between", *("whole" for _ in self.wholes)]
+        return [self.site.sample(self.site.call(key), 1) for key in keys]
 
 
 def law(parallel_us: float, serial_us: float) -> Latency:

@@ -11,6 +11,7 @@ import pytest
 from spacetime.errors import OptionError
 from spacetime.profiler.campaign import BETWEEN, CEILING, Campaign, Progress, subjects_of
 from spacetime.profiler.measure import Effort, Stopped
+from spacetime.profiler.profile import CODE, whole_key
 from spacetime.profiler.records import Key
 from spacetime.profiler.run import conduct
 from spacetime.profiler.store import Store
@@ -159,6 +160,22 @@ def test_subjects_are_the_keys_with_everything_that_they_stand_for() -> None:
         ("between kernels", (4,)),
     ]
     assert len(subjects_of(PROGRAM, with_between=False)) == 3
+
+
+def test_the_modules_code_and_its_whole_operations_are_measured_too(tmp_path: Path) -> None:
+    """They have keys of their own, which are known the next time; a run has a sample of each."""
+    made = campaign(tmp_path, lambda key, units, now_us: {"between": 5.0, "whole": 70.0}.get(key, 90 / units + 10))
+    run = run_of(made)
+    run.has_code, run.wholes = True, [(1, 2)]
+    found = made.run(run)
+    code, whole = CODE + PROGRAM.signature, whole_key(1, 2, PROGRAM.signature)
+    assert [each.key.kernel for each in found if each.key == Key(each.key.kernel, 1, 1)] == [*KEYS, code, whole]
+    assert {round(each.point.median_us) for each in found if each.key.kernel == code} == {5}
+    assert {round(each.point.median_us) for each in found if each.key.kernel == whole} == {70}
+    again = campaign(tmp_path)
+    resumed = run_of(again)
+    resumed.has_code, resumed.wholes = run.has_code, run.wholes
+    assert again.run(resumed) == found and resumed.num_runs == 0
 
 
 # -- interruption -----------------------------------------------------------------------------------------

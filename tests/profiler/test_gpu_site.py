@@ -41,6 +41,8 @@ def never() -> bool:
 class Laws:
     """A program whose kernels have a knee each."""
 
+    has_code, wholes = False, ()
+
     def __init__(self, site: ClockedSite, described: Program) -> None:
         self.site = site
         widths = [kernel.inputs[1].shape[0] for kernel in described.kernels]

@@ -37,6 +37,21 @@ def test_a_noisy_kernel_is_measured_until_its_median_is_sure() -> None:
         assert half_width(each.samples_us) <= effort.precision
 
 
+def test_two_campaigns_find_the_same_knees() -> None:
+    """Of kernels whose gain from a second core lies anywhere, measured with three per cent of noise."""
+    ratios = np.linspace(0.8, 2.0, 60)
+
+    def knees(seed: int) -> list[int]:
+        rng, found = np.random.default_rng(seed), []
+        for ratio in ratios:
+            site = FakeSite((1, 2), lambda key, u, now, r=ratio: (r if u == 1 else 1) * rng.normal(100, 3))
+            taken = time_on_sizes(site, site.call("k"), (1, 2), Effort(sample_us=1), cold=False, stopped=never)
+            found.append(find_knee([Point(units, each.samples_us) for units, each in taken.items()]).units)
+        return found
+
+    assert np.mean(np.array(knees(1)) == np.array(knees(2))) >= 0.95
+
+
 def test_quick_kernels_are_called_many_times_for_one_sample_and_slow_ones_once() -> None:
     quick, slow = FakeSite((1,), law(0, 2.0)), FakeSite((1,), law(0, 9e4))
     effort = Effort(sample_us=200, budget_s=1.0)

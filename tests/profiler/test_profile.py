@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import doctest
 import io
 import json
 from dataclasses import replace
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from spacetime.errors import OptionError
-from spacetime.profiler.profile import BETWEEN, VERSION, Ceilings, Layer, Profile
+from spacetime.profiler import profile as module
+from spacetime.profiler.profile import BETWEEN, CODE, VERSION, Ceilings, Layer, Profile, whole_key
 from spacetime.profiler.records import Environment, Key, Measurement
 from tests.profiler.fakes import program
 
@@ -89,6 +91,28 @@ def test_predictions_add_up_the_kernels_and_what_lies_between() -> None:
     assert made.predict_us(4, 3) == pytest.approx(207.0)
     assert made.predict_us(3, 2) == pytest.approx(2 * (20 + 50 - 2 / 3))  # between sizes, and between rows
     assert profile(between_us=100.0).predict_us(1) == pytest.approx(220.0)
+
+
+def test_the_modules_own_code_counts_instead_of_a_straight_runs() -> None:
+    made = profile(between_us=100.0)
+    code = [measured(CODE + PROGRAM.signature, 1, units, 30.0) for units in (1, 2, 4)]
+    both = replace(made, measurements=(*made.measurements, *code))
+    assert both.predict_us(1) == pytest.approx(150.0) and both.total.best_us == pytest.approx(99.0)
+
+
+def test_an_operation_that_the_module_calls_as_one_counts_as_that() -> None:
+    """Kernels 1 and 2 are one there; another program's whole has nothing to do with it."""
+    made = profile(between_us=100.0)
+    whole = [measured(whole_key(1, 2, PROGRAM.signature), 1, units, 7.0) for units in (1, 2, 4)]
+    other = [measured(whole_key(0, 2, "0123012301230123"), 1, units, 1e6) for units in (1, 2, 4)]
+    found = replace(made, measurements=(*made.measurements, *whole, *other))
+    assert found.predict_us(1) == pytest.approx(10 + 7 + 100) == found.total_points[0].median_us
+    assert [layer.index for layer in found.layers] == [0, 1, 2]
+    assert Profile.from_json(found.to_json()).predict_us(1) == found.predict_us(1)
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    assert doctest.testmod(module).attempted and not doctest.testmod(module).failed
 
 
 @pytest.mark.parametrize(("units", "rows"), [(8, 1), (1, 4)])

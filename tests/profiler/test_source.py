@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ from torch.utils import _pytree as pytree
 
 import spacetime as st
 from spacetime import zoo
+from spacetime.capture.program import Captured
 from spacetime.errors import CaptureError
 from spacetime.ir import Program
 from spacetime.profiler import source
-from spacetime.profiler.site import Reading
+from spacetime.profiler.site import Reading, time_on_host
 from spacetime.profiler.source import Source, recall
 from spacetime.profiler.straight import _Writer
 from tests.profiler.fakes import FakeSite, law, program
@@ -48,6 +51,11 @@ MODULES = {
     "convolutional": lambda: (convolutional(), (torch.rand(2, 3, 5, 5),)),
     "recurrent": lambda: (zoo.build("gru_cell"), zoo.example("gru_cell")),
 }
+
+
+def straight_only(found: Source) -> Source:
+    """Its program by itself, beside no module: test_around.py has the rest."""
+    return replace(found, module=None)
 
 
 def captured(name: str) -> tuple[nn.Module, Program, Source]:
@@ -136,7 +144,7 @@ def test_activations_go_when_their_last_reader_is_done() -> None:
 
 def test_a_timed_run_has_a_sample_for_every_kernel_and_one_for_the_rest() -> None:
     _, described, found = captured("recurrent")
-    site = FakeSite((1,), law(0, 1.0))
+    found, site = straight_only(found), FakeSite((1,), law(0, 1.0))
     ticks = iter(range(10_000))
     site.now_us = lambda: float(next(ticks))  # type: ignore[method-assign]
     samples = found.time(2, site)
@@ -182,7 +190,7 @@ def test_two_captures_of_one_architecture_each_have_their_weights() -> None:
 def test_a_kernel_that_was_interrupted_is_told_apart() -> None:
     """Interruptions are only asked for after kernels that took long: quicker ones were not interrupted."""
     _, described, found = captured("recurrent")
-    site = FakeSite((1,), law(0, 1.0))
+    found, site = straight_only(found), FakeSite((1,), law(0, 1.0))
     found.time(2, site)
     clock = iter(
         [0.0, *(us for index in range(100) for us in (index * 1000.0, index * 1000 + (100.0 if index == 3 else 1.0)))]
@@ -198,7 +206,7 @@ def test_a_kernel_that_was_interrupted_is_told_apart() -> None:
 
 def test_what_lies_between_is_told_apart_too() -> None:
     _, _, found = captured("recurrent")
-    site = FakeSite((1,), law(0, 1.0))
+    found, site = straight_only(found), FakeSite((1,), law(0, 1.0))
     found.time(2, site)
     counts = iter([5, 6])
     site.interruptions = lambda: next(counts)  # type: ignore[method-assign]
@@ -231,3 +239,27 @@ def test_a_source_moves_to_another_device_with_what_its_graph_makes() -> None:
     assert len(samples) == len(described.kernels) + 1
     storages = {weight.tensor.untyped_storage()._cdata for weight in there.exported.weights.values()}
     assert len(storages) == len({weight.tensor.data_ptr() for weight in here.exported.weights.values()})
+
+
+def test_the_module_is_remembered_with_its_program() -> None:
+    module, example = MODULES["mlp"]()
+    described = st.capture(module, example)
+    kept, copy = recall(described), Program.from_json(described.to_json())
+    source.remember(Captured(copy, kept.exported, None, (), {}, kept.kernel_nodes), example, module)  # type: ignore[arg-type]
+    assert recall(copy).module is module and recall(copy).has_code
+
+
+def test_reading_the_clock_is_in_no_sample() -> None:
+    """Two readings are a tick apart; the second kernel takes long enough to ask for interruptions, which takes five."""
+    site = FakeSite((1,), law(0, 1.0))
+    site.clock_us, site.reading_us, site.asking_us = 1.0, 2.0, 5.0
+    clock = iter([0.0, 1.0, 4.0, 6.0, 107.0, 120.0])  # begin, a kernel, another, end
+    site.now_us = lambda: next(clock)  # type: ignore[method-assign]
+
+    def run(now: Callable[[], float], interruptions: Callable[[], int], read: Callable[[Reading], object]) -> None:
+        read((0, now(), now(), None))
+        read((1, now(), now(), interruptions()))
+
+    short, long, between = (sample.us for sample in time_on_host(site, run, 2))
+    assert (short, long) == (2.0, 100.0)
+    assert between == 120 - 102 - 2 * 2 - 5
