@@ -202,6 +202,9 @@ class _Weights(Layer):
     def stack(self) -> Tensor:
         return self._weights
 
+    def is_stacked(self, first: int = 0, number: int | None = None) -> bool:
+        return True
+
     def entry(self, index: int) -> Tensor:
         return self._weights[index]
 

@@ -44,6 +44,7 @@ NEEDS = {
     "gslice": ("partitions",),
     **{name: ("partitions",) for name in ("krisp", "krisp_packed", "krisp_distributed")},
     **{name: ("partitions",) for name in ("krisp_overlap", "krisp_overlap_packed", "krisp_overlap_distributed")},
+    "space_time_reserved": ("partitions",),
     "space_time_floating": ("placement", "segments"),
 }
 LACKS = {

@@ -65,6 +65,8 @@ def profile_program(
     source = recall(program)
     site = make_site(device)
     runnable = source.on(site.torch_device)
+    if site.environment.kind != "cpu":
+        runnable = runnable.without_code()
     campaign = Campaign(
         program=program,
         site=site,

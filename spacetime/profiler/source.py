@@ -99,16 +99,17 @@ class Source:
         return found
 
     def on(self, device: str) -> Source:
-        """The same with weights, inputs and what the graph makes on that device; itself, if they are there.
-
-        Without the module where a device runs behind the host: what its code takes is hidden behind kernels there.
-        """
+        """The same with weights, inputs and what the graph makes on that device; itself, if they are there."""
         there = torch.device(device)
         tensors = [*(weight.tensor for weight in self.exported.weights.values()), *self.example]
         if all(tensor.device == there for tensor in tensors):
-            return self if there.type == "cpu" else replace(self, module=None)
+            return self
         example = tuple(leaf.to(there) for leaf in self.example)
         return Source(_moved(self.exported, there), self.kernel_nodes, example)
+
+    def without_code(self) -> Source:
+        """Where a device runs behind the host, what the module's code takes is hidden behind kernels."""
+        return replace(self, module=None)
 
     def _values(self, rows: int) -> dict[fx.Node, Any]:
         """Weights, and the example's rows over and over."""

@@ -1,10 +1,11 @@
-"""Policies `space_time` and `space_time_floating`: fuse, right-size, or do neither, as the cost model says.
+"""Policies `space_time`, `space_time_reserved`, `space_time_floating`: fuse, right-size, or neither, by the cost model.
 
 Cohorts are served in order of urgency (selection.py). Each takes the arrangement of its waiting rows that the cost
 model likes best (arrangements.py), as long as it meets the tightest deadline that can be met (deadlines.py). When
 everybody had a turn, what still waits has another, and what is left widens the lanes that gain most (widening.py).
 Lanes of unlike cohorts that start together become one where there is a merged execution, and it pays
-(merged_drafts.py).
+(merged_drafts.py). In `space_time_reserved` whoever asks for more than the device has is kept from taking it all
+(reserve.py).
 
 In `space_time` a lane keeps its atoms from its start to its end. Smaller segments inside of it would free nothing for
 others, so it is the lane's size that is chosen, and segments are made only where kernels run faster on fewer atoms.
@@ -26,6 +27,7 @@ from spacetime.scheduler.deadlines import Deadlines, Due
 from spacetime.scheduler.merged_drafts import join
 from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.registry import policy
+from spacetime.scheduler.reserve import Share, parts, together
 from spacetime.scheduler.segments import SEGMENTS_FROM_US, Run, fastest_runs, leanest_runs
 from spacetime.scheduler.selection import PATIENCE_US, ROWS_PER_LANE, Chunk, Cohort, cohorts_by_urgency
 from spacetime.scheduler.widening import Draft, widen
@@ -46,7 +48,17 @@ OVERCOMMIT = 2.0  # of the atoms that floating lanes hold on average: kernels of
 @policy("space_time")
 def space_time(snapshot: Snapshot, costs: CostModel) -> Plan:
     """Fill the free atoms, cohort by cohort; hold a cohort back for a moment when peers are likely to join."""
-    step = _Step(snapshot, costs, (snapshot.free_atoms & snapshot.device.all_atoms).bit_count())
+    return _plan(snapshot, costs, together)
+
+
+@policy("space_time_reserved")
+def space_time_reserved(snapshot: Snapshot, costs: CostModel) -> Plan:
+    """The same, but who asks for more than the device has leaves units free for the others (reserve.py)."""
+    return _plan(snapshot, costs, parts)
+
+
+def _plan(snapshot: Snapshot, costs: CostModel, share: Share) -> Plan:
+    step = _Step(snapshot, costs, (snapshot.free_atoms & snapshot.device.all_atoms).bit_count(), share)
     step.decide()
     drafts = step.drafts
     if snapshot.merged and len(drafts) > 1:
@@ -66,7 +78,7 @@ def space_time_floating(snapshot: Snapshot, costs: CostModel) -> Plan:
     if not (snapshot.capabilities.placement and snapshot.capabilities.segments):
         return space_time(snapshot, costs)
     held = sum([_mean_atoms(lane, device, costs) for lane in snapshot.running])
-    step = _Step(snapshot, costs, min(device.num_atoms, int(device.num_atoms * OVERCOMMIT - held)))
+    step = _Step(snapshot, costs, min(device.num_atoms, int(device.num_atoms * OVERCOMMIT - held)), together)
     step.decide()
     lanes = tuple([_floating_lane(draft, device, costs) for draft in step.drafts])
     return Plan(lanes, step.wake_at_us, isolated=False)
@@ -75,21 +87,28 @@ def space_time_floating(snapshot: Snapshot, costs: CostModel) -> Plan:
 class _Step:
     """One decision in the making."""
 
-    def __init__(self, snapshot: Snapshot, costs: CostModel, num_free: int) -> None:
+    def __init__(self, snapshot: Snapshot, costs: CostModel, num_free: int, share: Share) -> None:
         self.snapshot = snapshot
         self.costs = costs
         self.num_free = num_free
+        self.share = share
         self.drafts: list[Draft] = []
         self.wake_at_us: int | None = None
-        promised_us = snapshot.promised_us
-        self.most_us = inf if promised_us is None else LANE_SHARE * promised_us
+        self.most_us = inf  # no lane of several requests takes longer
 
     def decide(self) -> None:
         if self.num_free <= 0:
             return
-        is_spoken_for = self._serve(cohorts_by_urgency(self.snapshot, self.costs))
-        if self.num_free and self.drafts and not is_spoken_for:
-            widen(self.drafts, self.num_free, self.snapshot.device, self.costs)
+        snapshot, costs = self.snapshot, self.costs
+        for part in self.share(cohorts_by_urgency(snapshot, costs), self.num_free, snapshot, costs):
+            num_drafts, num_kept = len(self.drafts), max(0, self.num_free - part.most_atoms)
+            self.num_free -= num_kept
+            self.most_us = LANE_SHARE * part.promised_us
+            is_spoken_for = self._serve(part.cohorts)
+            drafts = self.drafts[num_drafts:]
+            if self.num_free and drafts and not is_spoken_for:
+                self.num_free = widen(drafts, self.num_free, snapshot.device, costs)
+            self.num_free += num_kept
 
     def _serve(self, cohorts: list[Cohort]) -> bool:
         """Everybody has a turn, the most urgent first; those that had one have another, until nothing is free.

@@ -51,14 +51,16 @@ class _Widening(NamedTuple):
     more_atoms: int
 
 
-def widen(drafts: list[Draft], num_left: int, device: Device, costs: CostModel) -> None:
+def widen(drafts: list[Draft], num_left: int, device: Device, costs: CostModel) -> int:
     """Give what is left to the lanes with the largest predicted gain per atom, as long as there is one.
+
+    Returns what is left then.
 
     A lane that computes in waves may gain nothing from one more atom, and much from two: 1, 2, 4, ... are looked at,
     and all that is left. Who is widened without measure gains little, and leaves nothing to who comes next.
     """
     if num_left < LEAST_LEFT * device.num_atoms:
-        return
+        return num_left
     offers = [_widening(index, draft, num_left, device, costs) for index, draft in enumerate(drafts)]
     queue = [offer for offer in offers if offer is not None]
     heapify(queue)
@@ -70,6 +72,7 @@ def widen(drafts: list[Draft], num_left: int, device: Device, costs: CostModel) 
         offer = _widening(index, drafts[index], num_left, device, costs)
         if offer is not None:
             heappush(queue, offer)
+    return num_left
 
 
 def _widening(index: int, draft: Draft, num_left: int, device: Device, costs: CostModel) -> _Widening | None:

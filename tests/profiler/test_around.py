@@ -113,11 +113,9 @@ def test_a_module_that_refuses_to_have_no_rows_is_left_alone() -> None:
     assert len(found.time(2, PlantedSite())) == 2
 
 
-def test_it_moves_to_another_device_without_its_module() -> None:
+def test_a_device_behind_the_host_hides_the_modules_code() -> None:
     found = source_of(nn.Linear(4, 2), (torch.rand(2, 4),))
-    assert found.has_code and not found.on("meta").has_code
-    there = replace(found.on("meta"), module=found.module)  # a module that was there from the start
-    assert not there.on("meta").has_code
+    assert found.has_code and not found.without_code().has_code
 
 
 # -- whole operations -------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def snapshots(draw: st.DrawFn, capabilities: Capabilities = PARTITIONS_ONLY, *, 
 seeds = st.integers(0, 10_000)
 
 
-@pytest.mark.parametrize("name", ["space_time", "space_time_floating"])
+@pytest.mark.parametrize("name", ["space_time", "space_time_reserved", "space_time_floating"])
 @pytest.mark.parametrize("capabilities", [PARTITIONS_ONLY, SEGMENTS, PLACEMENT])
 @settings(deadline=None, max_examples=60)
 @given(st.data(), seeds)

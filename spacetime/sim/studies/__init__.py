@@ -3,7 +3,7 @@
 `spacetime study NAME` runs one; docs/studies/ has their results. A study is a module of this package and a line here.
 
 >>> names()[0]
-'gslice'
+'flood'
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from spacetime.errors import OptionError
-from spacetime.sim.studies import gslice, krisp, scale, space_time_table
+from spacetime.sim.studies import flood, gslice, krisp, scale, space_time_table
 from spacetime.sim.studies.study import Progress, Study
 
 __all__ = ["Study", "names", "run", "summary"]
@@ -28,6 +28,7 @@ _STUDIES: dict[str, StudyFunction] = {
     "krisp": krisp.study,
     "gslice": gslice.study,
     "scale": scale.study,
+    "flood": flood.study,
 }
 
 

@@ -42,7 +42,7 @@ def test_a_stream_keeps_its_thread(workers: Workers) -> None:
 
 
 def test_a_busy_stream_gets_another_thread_and_a_report_may_submit(workers: Workers) -> None:
-    barrier, done = threading.Barrier(3), threading.Event()
+    barrier, done = threading.Barrier(4), threading.Event()
     threads: set[int] = set()
 
     def work() -> Report:
@@ -59,6 +59,7 @@ def test_a_busy_stream_gets_another_thread_and_a_report_may_submit(workers: Work
     for _ in range(3):
         workers.submit(1, work)
     workers.submit(1, first)
+    barrier.wait(PATIENCE_S)  # all three run
     assert done.wait(PATIENCE_S) and len(threads) == 3
 
 
