@@ -58,8 +58,10 @@ class Law(Value):
         return self.parallel_us / units + self.serial_us
 
 
-def find_knee(points: Sequence[Point], tolerance: float = TOLERANCE, seed: int = 0) -> Knee:
-    """The knee of a measured curve.
+def find_knee(
+    points: Sequence[Point], tolerance: float = TOLERANCE, seed: int = 0, *, least_gain_us: float = 0.0
+) -> Knee:
+    """The knee of a measured curve. More units that gain no more than `least_gain_us` gain nothing.
 
     >>> find_knee([Point(1, (8.0,)), Point(2, (4.0,)), Point(4, (3.9,))]).units
     2
@@ -67,7 +69,7 @@ def find_knee(points: Sequence[Point], tolerance: float = TOLERANCE, seed: int =
     points = _checked(points)
     units = np.array([point.units for point in points], dtype=np.float64)
     fitted = monotone(_medians(points), weights_of(points))
-    index = _first_within(fitted, tolerance)
+    index = _first_within(fitted, tolerance, least_gain_us)
     most = units[-1]
     return Knee(
         units=points[index].units,
@@ -75,7 +77,7 @@ def find_knee(points: Sequence[Point], tolerance: float = TOLERANCE, seed: int =
         best_us=float(fitted[-1]),
         best_units=points[-1].units,
         saved_units=float(1 - units[index] * fitted[index] / (most * fitted[-1])),
-        confidence=_confidence(points, index, tolerance, seed),
+        confidence=_confidence(points, index, (tolerance, least_gain_us), seed),
         marginal_units=points[_bend(units, fitted)].units,
     )
 
@@ -136,18 +138,18 @@ def _medians(points: Sequence[Point]) -> Floats:
     return np.array([point.median_us for point in points])
 
 
-def _first_within(fitted: Floats, tolerance: float) -> int:
-    return int((fitted <= fitted[-1] * (1 + tolerance)).argmax())
+def _first_within(fitted: Floats, tolerance: float, least_gain_us: float = 0.0) -> int:
+    return int((fitted <= fitted[-1] + max(fitted[-1] * tolerance, least_gain_us)).argmax())
 
 
-def _confidence(points: Sequence[Point], index: int, tolerance: float, seed: int) -> float:
+def _confidence(points: Sequence[Point], index: int, within: tuple[float, float], seed: int) -> float:
     if all(len(point.samples_us) == 1 for point in points):
         return 1.0  # there is nothing to draw: every draw is what was given
     rng, weights = np.random.default_rng(seed), weights_of(points)
     drawn = [
         np.median(rng.choice(np.array(point.samples_us), (DRAWS, len(point.samples_us))), axis=1) for point in points
     ]
-    same = [_first_within(monotone(medians, weights), tolerance) == index for medians in np.stack(drawn, axis=1)]
+    same = [_first_within(monotone(medians, weights), *within) == index for medians in np.stack(drawn, axis=1)]
     return sum(same) / DRAWS
 
 

@@ -28,6 +28,7 @@ VERSION = 1  # of the file
 BETWEEN = "between:"  # what a straight run does between the kernels of that program
 CODE = "code:"  # what the module itself does there
 WHOLE = "whole:"  # and "first-last:": the operation that the module calls where the program has these kernels
+LEAST_GAIN_US = 0.3  # of a kernel on more units: two runs do not agree on less, whatever part of a short kernel it is
 NUM_DRAWS = 31  # samples of the whole model: sums of medians, each of a kernel's samples drawn again
 
 Bound = Literal["compute", "bandwidth", "launch"]
@@ -132,7 +133,7 @@ class Profile(Value):
     def layers(self) -> tuple[LayerKnee, ...]:
         """Every kernel in the order of execution; equal ones share what was measured."""
         keys = {layer.key for layer in self.program}
-        knees = {key: find_knee(self._points[key], self.tolerance) for key in keys}
+        knees = {key: find_knee(self._points[key], self.tolerance, least_gain_us=self._least_gain_us) for key in keys}
         return tuple(
             LayerKnee(
                 index=layer.index,
@@ -148,6 +149,10 @@ class Profile(Value):
             )
             for layer in self.program
         )
+
+    @property
+    def _least_gain_us(self) -> float:
+        return LEAST_GAIN_US if self.method == "measured" else 0.0
 
     def knees(self) -> tuple[LayerKnee, ...]:
         return self.layers

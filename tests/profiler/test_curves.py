@@ -48,6 +48,13 @@ def test_doubt_shows_in_the_confidence() -> None:
     assert find_knee(noisy).confidence < 0.9
 
 
+def test_a_gain_that_the_clock_cannot_tell_is_none() -> None:
+    points = [Point(1, (1.3,)), Point(2, (1.1,))]
+    assert find_knee(points).units == 2
+    assert find_knee(points, least_gain_us=0.3).units == 1
+    assert find_knee([Point(1, (13.0,)), Point(2, (11.0,))], least_gain_us=0.3).units == 2
+
+
 def test_the_tolerance_moves_the_knee() -> None:
     points = law_points(100.0, 10.0)
     assert [find_knee(points, tolerance).units for tolerance in (0.0, 0.5, 2.0)] == [16, 8, 4]
