@@ -131,7 +131,7 @@ def house() -> Iterator[House]:
         yield House()
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3), st.integers(0, 1)), max_size=12))
 def test_any_order_of_joining_and_leaving_stores_every_content_once(steps: list[tuple[int, int, int]]) -> None:
     """Who is present leaves, who is not joins: an architecture, a seed of the weights, and one of two alike."""

@@ -89,7 +89,7 @@ def agree(plain: SlotConv, rows: RowMap, x: Tensor, on: Host) -> None:
 
 
 @on_every_host
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_any_geometry(on: Host, data: st.DataObject) -> None:
     draw = data.draw

@@ -13,6 +13,7 @@ import spacetime as st
 from spacetime.capture import slab
 from spacetime.capture.slab import Slab
 from tests.runtime.models import PATIENCE_S, assert_equal, plain
+from tests.slow import mostly
 
 WIDTH = 160  # a square of floats is large enough to be shared
 X = torch.linspace(-1, 1, 2 * WIDTH).reshape(2, WIDTH)
@@ -100,7 +101,7 @@ def test_an_add_that_fails_half_way_leaves_the_others_weights_alone(
     assert_equal(plain(late, X), expected)
 
 
-@pytest.mark.parametrize("policy", ["space_time", "time_slice"])
+@pytest.mark.parametrize("policy", mostly(["space_time", "time_slice"], slow=["time_slice"]))
 def test_tenants_of_both_architectures_come_and_go_while_others_run(policy: str) -> None:
     """The resident's weights lie with the first one's cohort, and come to its own when that ends under its lanes."""
     stop = threading.Event()
