@@ -25,19 +25,19 @@ from spacetime.kernels.vector.panel import MOST_FLOATS
 _MANY_PIXELS = 256  # of an output image: with more, weights are little of the traffic, and oneDNN's tiles are better
 _MOST_PIXELS = 4096  # even for small windows: such outputs do not stay in the cache, and writing them is all there is
 _CHUNK_PIXELS = 512  # whose windows stay in the cache while the weights go by
-_MOST_PLANS = 256
+_ALL_PIXELS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How inputs of one shape are served. `kernel` None: by PyTorch."""
+    """How images of one shape are served. `kernel` None: by PyTorch. A program has fixed shapes, so add() makes it."""
 
     kernel: library.Kernel | None
     geometry: NDArray[np.int64]  # kept: the address is of its memory
     address: int
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of an output image
     strides: tuple[int, ...]
-    scratch: int  # floats of the padded copy; 0: none is needed
+    scratch: int  # floats of the padded copy of an image; 0: none is needed
 
 
 _PYTORCH = _Plan(None, np.empty(0, np.int64), 0, (), (), 0)
@@ -52,28 +52,29 @@ class VectorConv:
     def __init__(self, plain: SlotConv, others: SlotConv | PrepackedConv, on: Host) -> None:
         self._plain, self._others, self._host = plain, others, on
         self._layers = [layer for layer in (plain.weight, plain.bias, plain.scale, plain.shift) if layer is not None]
-        self._plans: dict[tuple[torch.Size, int], _Plan] = {}
+        self._plans: dict[tuple[torch.Size, int], _Plan] = {}  # by shape of an image, and images per row
 
     @property
     def packed_bytes(self) -> int:
         return self._others.packed_bytes if isinstance(self._others, PrepackedConv) else 0
 
     def __call__(self, rows: RowMap, x: Tensor) -> Tensor:
-        plan = self._plans.get((x.shape, rows.total))
+        kind = x.shape[1:], x.shape[0] // rows.total
+        plan = self._plans.get(kind)
         if plan is None:
-            plan = self._remember(rows, x)
+            plan = self._plans[kind] = self._plan(x, kind[1]) if self._fits(x) else _PYTORCH
         threads = torch.get_num_threads()
         if plan.kernel is None or self._is_mixed() or (threads > 1 and not has_threads()):
             return self._others(rows, x)
         plain = self._plain
         x = x.contiguous(memory_format=torch.channels_last)
-        y = torch.empty_strided(plan.shape, plan.strides)
+        y = torch.empty_strided((x.shape[0], *plan.shape), plan.strides)
         runs = rows.run_words(plain.weight)
         # Names for all memory that the kernel reads: a tenant that joins meanwhile may move the weights.
         weight, scale, shift = plain.weight.stack, _stack(plain.scale), _stack(plain.shift or plain.bias)
         guests = [] if plain.weight.is_stacked() else [plain.weight.entry(entry) for entry in runs[:, 0].tolist()]
         places = torch.tensor([guest.data_ptr() for guest in guests]) if guests else None
-        scratch = torch.empty(plan.scratch) if plan.scratch else None
+        scratch = torch.empty(x.shape[0] * plan.scratch) if plan.scratch else None
         plan.kernel(
             x.data_ptr(),
             y.data_ptr(),
@@ -94,12 +95,6 @@ class VectorConv:
         sharing = self._plain.weight.sharing
         return any(layer.sharing != sharing for layer in self._layers)
 
-    def _remember(self, rows: RowMap, x: Tensor) -> _Plan:
-        if len(self._plans) >= _MOST_PLANS:
-            self._plans.clear()
-        plan = self._plans[x.shape, rows.total] = self._plan(rows, x) if self._fits(x) else _PYTORCH
-        return plan
-
     def _fits(self, x: Tensor) -> bool:
         plain = self._plain
         weight = plain.weight.stack
@@ -114,19 +109,19 @@ class VectorConv:
             and not (plain.bias is not None and plain.shift is not None)
         )
 
-    def _plan(self, rows: RowMap, x: Tensor) -> _Plan:
+    def _plan(self, x: Tensor, images: int) -> _Plan:
+        """For so many images per row."""
         plain = self._plain
-        images, depth, height, width = x.shape
+        _, depth, height, width = x.shape
         channels, _, window_height, window_width = plain.weight.stack.shape[1:]
         (above, left), (down, right) = _pair(plain.padding), _pair(plain.stride)
         padded_height, padded_width = height + 2 * above, width + 2 * left
         lines, columns = (padded_height - window_height) // down + 1, (padded_width - window_width) // right + 1
         pixels = lines * columns
-        kernel = self._kernel(pixels * (images // rows.total), window_height * window_width * depth)
+        kernel = self._kernel(pixels * images, window_height * window_width * depth)
         if kernel is None:
             return _PYTORCH
         padded = above > 0 or left > 0
-        multiple = images // rows.total
         geometry = Geometry(
             channels=channels,
             weights=plain.weight.stack[0, 0].numel(),
@@ -138,8 +133,8 @@ class VectorConv:
             line_step=down * padded_width * depth,
             pixel_step=right * depth,
             segment_step=padded_width * depth,
-            images=multiple,
-            chunk=_CHUNK_PIXELS if pixels <= _MANY_PIXELS else pixels * multiple * rows.total,
+            images=images,
+            chunk=_CHUNK_PIXELS if pixels <= _MANY_PIXELS else _ALL_PIXELS,
             lines=height,
             line_floats=width * depth,
             lines_above=above,
@@ -151,9 +146,9 @@ class VectorConv:
             kernel=kernel,
             geometry=geometry,
             address=geometry.ctypes.data,
-            shape=(images, channels, lines, columns),
+            shape=(channels, lines, columns),
             strides=(pixels * channels, 1, columns * channels, channels),
-            scratch=images * padded_height * padded_width * depth if padded else 0,
+            scratch=padded_height * padded_width * depth if padded else 0,
         )
 
     def _kernel(self, pixels: int, window: int) -> library.Kernel | None:

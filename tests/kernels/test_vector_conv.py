@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -155,6 +158,25 @@ def test_more_threads_give_the_same_bits(channels: int, groups: bool) -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
+
+
+FEWER_THREADS = """
+import torch
+from tests.kernels.test_vector_conv import agree, convolution, hosts
+from spacetime.kernels import RowMap
+torch.set_num_threads(4)
+assert torch.get_num_threads() == 4
+agree(convolution(40, 8, (3, 3), padding=[1, 1]), RowMap((0, 1), (1, 1)), torch.randn(2, 8, 4, 4), hosts()[0])
+"""
+
+
+@pytest.mark.skipif(not has_threads(), reason="PyTorch does not use GNU's OpenMP here")
+def test_fewer_threads_than_were_asked_for_do_all_the_work() -> None:
+    environment = os.environ | {"OMP_THREAD_LIMIT": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", FEWER_THREADS], env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @on_every_host

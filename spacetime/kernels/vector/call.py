@@ -9,7 +9,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 
 from spacetime.kernels.vector.emitter import INT, WORD, Emitter, Value, int_of
 from spacetime.kernels.vector.geometry import HIGH, LOW, POSITIONS
-from spacetime.kernels.vector.host import PARALLEL, THREAD
+from spacetime.kernels.vector.host import PARALLEL, THREAD, THREADS
 
 # Every kernel takes these, all as integers. weight: where entry 0 lies. places: 0, or where the weights of each run lie
 # if that is not all in one stack. scale, shift: 0 where the layer has none. runs: three words for each run of rows that
@@ -92,13 +92,15 @@ def _share(module: ir.Module, name: str, body: Body, lanes: int) -> ir.Function:
 
 
 def _thread(module: ir.Module, name: str, share: ir.Function) -> ir.Function:
-    """What OpenMP starts on each thread."""
+    """What OpenMP starts on each thread: as many as it gives, which may be fewer than were asked for."""
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT.as_pointer()]), name)
     [frame] = function.args
     b = ir.IRBuilder(function.append_basic_block("entry"))
-    number = module.globals.get(THREAD) or ir.Function(module, ir.FunctionType(WORD, []), THREAD)
-    threads = b.load(b.gep(frame, [int_of(ARGUMENTS.index("threads"))]))
-    b.call(share, [frame, b.zext(b.call(number, []), INT), threads])
+    number, count = (
+        module.globals.get(asked) or ir.Function(module, ir.FunctionType(WORD, []), asked)
+        for asked in (THREAD, THREADS)
+    )
+    b.call(share, [frame, b.zext(b.call(number, []), INT), b.zext(b.call(count, []), INT)])
     b.ret_void()
     return function
 

@@ -23,7 +23,7 @@ _ENGINES: list[object] = []  # they own the code
 
 
 def few_pixels(on: Host) -> Kernel:
-    """The product for one pixel or two per entry: more channels at a time."""
+    """The product for one pixel or two per row: more channels at a time."""
     channels = min(on.lanes, on.pixels * on.channels // 2)
     return _compiled(on, "product", on.pixels * on.channels // channels, channels)
 
