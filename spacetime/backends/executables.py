@@ -19,6 +19,8 @@ from torch.utils import _pytree as pytree
 from spacetime.backends.compiler import compile_program
 from spacetime.capture.cohort import Cohort
 from spacetime.kernels import AnyRows, RowMap, SlotKernel
+from spacetime.kernels.vector.host import host
+from spacetime.kernels.whole.program import WholeProgram
 from spacetime.plan import Lane
 from spacetime.scheduler.protocols import Outcome
 
@@ -61,6 +63,7 @@ class CohortExecutable:
         self._outgrown: dict[int, list[Tensor]] = {}  # by thread that runs plain modules: see join()
         self._program = compile_program(cohort.fused, cohort.layers, prepack=prepack)
         self._row_maps: OrderedDict[tuple[Any, ...], RowMap] = OrderedDict()
+        self._whole: WholeProgram | str | None = None
 
     def join(self, name: str, weights: Sequence[Sequence[Tensor]]) -> None:
         """Take a tenant into the cohort while others run.
@@ -111,6 +114,14 @@ class CohortExecutable:
         return self._program.kernels
 
     @property
+    def whole(self) -> WholeProgram | str:
+        """Its program as one native call, for requests of few rows; or why there is none. It must have a member."""
+        if self._whole is None:
+            like = [node.meta["val"] for node in self.cohort.captured.exported.inputs]
+            self._whole = WholeProgram.of(self.cohort.fused, self.cohort.layers, like, host())
+        return self._whole
+
+    @property
     def is_on_gpu(self) -> bool:
         """Is its program in the form for GPUs (capture/on_gpu.py)?"""
         return any(step.target == "gpu_owners" for step in self.cohort.fused.steps)
@@ -141,7 +152,15 @@ class CohortExecutable:
             rows = self._row_map((self.cohort.members[name].slot,), (tensors[0].shape[0],))
             return list(self._program.run(rows, *tensors))
 
+    def whole_outputs(self, name: str, tensors: Sequence[Tensor]) -> list[Any] | None:
+        """The same from the native call, if there is one."""
+        whole = self.whole
+        return None if isinstance(whole, str) else list(whole.run([self.cohort.members[name].slot], [tensors])[0])
+
     def _batch(self, slots: Sequence[int], calls: Sequence[Call]) -> list[Any]:
+        whole = self.whole
+        if not isinstance(whole, str) and whole.takes(max([call.tensors[0].shape[0] for call in calls])):
+            return [self._rebuild(leaves) for leaves in whole.run(slots, [call.tensors for call in calls])]
         if len(calls) == 1:
             tensors = calls[0].tensors
             outputs = self._program.run(self._row_map((slots[0],), (tensors[0].shape[0],)), *tensors)

@@ -68,6 +68,8 @@ class CohortReport(Value):
     resident_bytes: int  # slabs, shared content once, and prepacked copies
     last_lane: LaneReport | None
     shared_with: tuple[SharedReport, ...] = ()  # weights that lie in other cohorts' slabs
+    one_call_rows: int = 0  # requests of up to so many rows go through the whole program in one native call ...
+    no_one_call: str = ""  # ... or why they do not
 
     @property
     def fused_kernels(self) -> int:
@@ -161,6 +163,7 @@ class Explanation(Value):
 def cohort_report(executable: CohortExecutable, trace: Trace) -> CohortReport:
     cohort = executable.cohort
     forms, chosen = _forms(cohort), _chosen(executable)
+    whole = executable.whole
     return CohortReport(
         signature=cohort.program.signature,
         tenants=tuple(cohort.members),
@@ -178,6 +181,8 @@ def cohort_report(executable: CohortExecutable, trace: Trace) -> CohortReport:
         resident_bytes=executable.resident_bytes,
         last_lane=last_lane(cohort.program.signature, trace),
         shared_with=tuple([SharedReport(*found) for found in sorted(cohort.guest_bytes().items())]),
+        one_call_rows=0 if isinstance(whole, str) else whole.most_rows,
+        no_one_call=whole if isinstance(whole, str) else "",
     )
 
 
@@ -251,6 +256,7 @@ def _cohort_lines(cohort: CohortReport) -> list[str]:
         f"\ncohort {cohort.signature}: {len(cohort.tenants)} tenants, {megabytes:.1f} MB of weights, "
         f"{cohort.fused_kernels}/{len(cohort.kernels)} kernels shared{_lane(cohort.last_lane)}",
         f"  tenants: {', '.join(cohort.tenants)}",
+        f"  one native call for the whole program: {_one_call(cohort)}",
         *(
             f"  {shared.weight_bytes / 1e6:.1f} MB more are shared with cohort {shared.cohort}"
             for shared in cohort.shared_with
@@ -263,6 +269,12 @@ def _cohort_lines(cohort: CohortReport) -> list[str]:
             f"{kernel.sharing_tenants:>9}  {kernel.name}{_ran(kernel)}"
         )
     return lines
+
+
+def _one_call(cohort: CohortReport) -> str:
+    if cohort.one_call_rows:
+        return f"where requests have at most {cohort.one_call_rows} rows"
+    return f"no, {cohort.no_one_call}"
 
 
 def _ran(kernel: KernelReport) -> str:

@@ -230,14 +230,17 @@ def _weights_in_order(
 
 
 def _self_check(executable: CohortExecutable, name: str, tensors: list[Tensor], recording: Recording) -> str | None:
-    """The fused results beside the plain module's: the whole example, then its first row alone."""
+    """The fused results beside the plain module's: the example, in each way it may be computed, and its first row."""
     if recording.first_row is None:
         return "the module refuses a single row"
     try:
         one_row = [tensor[:1] for tensor in tensors]
         scales = [magnitude(output) for output in recording.outputs]
-        return problem(executable.flat_outputs(name, tensors), recording.outputs) or problem(
-            executable.flat_outputs(name, one_row), recording.first_row, scales
+        at_once = executable.whole_outputs(name, tensors)
+        return (
+            problem(executable.flat_outputs(name, tensors), recording.outputs)
+            or problem(executable.flat_outputs(name, one_row), recording.first_row, scales)
+            or (None if at_once is None else problem(at_once, recording.outputs))
         )
     except torch.OutOfMemoryError:
         raise  # it says nothing about the results

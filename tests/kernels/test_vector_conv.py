@@ -20,22 +20,12 @@ from spacetime.capture.store import Store
 from spacetime.kernels.prepacked_conv import PrepackedConv
 from spacetime.kernels.rowmap import RowMap
 from spacetime.kernels.slot_conv import SlotConv
-from spacetime.kernels.vector.host import Host, has_threads, host, narrow
+from spacetime.kernels.vector.host import Host, has_threads, host
 from spacetime.kernels.vector_conv import VectorConv
+from tests.kernels.hosts import hosts, on_every_host
 
 pytestmark = pytest.mark.skipif(host() is None, reason="the processor has no fused multiply-add")
 
-
-def hosts() -> list[Host]:
-    """This processor, and those with narrower registers that it can stand in for."""
-    this = host()
-    if this is None:
-        return []
-    smaller = Host(this.cpu, this.features, lanes=4, pixels=4, channels=4)
-    return [this, *([narrow(this.cpu, this.features)] if this.lanes > 8 else []), smaller]
-
-
-on_every_host = pytest.mark.parametrize("on", hosts(), ids=lambda on: f"{on.lanes} lanes")
 
 ACTIVATIONS = (None, ("relu", (0.0, float("inf"))), ("hardtanh", (0.0, 6.0)))
 
@@ -162,7 +152,8 @@ def test_more_threads_give_the_same_bits(channels: int, groups: bool) -> None:
 
 FEWER_THREADS = """
 import torch
-from tests.kernels.test_vector_conv import agree, convolution, hosts
+from tests.kernels.hosts import hosts
+from tests.kernels.test_vector_conv import agree, convolution
 from spacetime.kernels import RowMap
 torch.set_num_threads(4)
 assert torch.get_num_threads() == 4

@@ -1,15 +1,15 @@
-"""What all kernels have in common: how they are called, padded copies of their inputs, the split over threads."""
+"""What all kernels of single layers have in common: how they are called, and padded copies of their inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from spacetime.kernels.vector.emitter import INT, WORD, Emitter, Value, int_of
+from spacetime.kernels.vector.emitter import INT, Emitter, Value, int_of
 from spacetime.kernels.vector.geometry import HIGH, LOW, POSITIONS
-from spacetime.kernels.vector.host import PARALLEL, THREAD, THREADS
+from spacetime.kernels.vector.threads import launch
 
 # Every kernel takes these, all as integers. weight: where entry 0 lies. places: 0, or where the weights of each run lie
 # if that is not all in one stack. scale, shift: 0 where the layer has none. runs: three words for each run of rows that
@@ -53,56 +53,16 @@ Body = Callable[
 
 def define(module: ir.Module, name: str, body: Body, lanes: int, *, threads: bool) -> None:
     """The function `name`, and what it consists of. `threads`: may it use several?"""
-    share = _share(module, f"{name}_share", body, lanes)
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT] * len(ARGUMENTS)), name)
     e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
     given = Arguments(e, dict(zip(ARGUMENTS, function.args, strict=True)))
     x = e.choose(e.b.icmp_signed("!=", given["scratch"], int_of(0)), lambda: [_pad(e, given)], [given["x"]])[0]
-    frame = e.b.alloca(INT, len(ARGUMENTS))
-    for place, value in enumerate([x, *function.args[1:]]):
-        e.b.store(value, e.b.gep(frame, [int_of(place)]))
-    if not threads:
-        e.b.call(share, [frame, int_of(0), int_of(1)])
-        e.b.ret_void()
-        return
-    alone, together = e.b.append_basic_block("alone"), e.b.append_basic_block("together")
-    e.b.cbranch(e.b.icmp_signed("<=", given["threads"], int_of(1)), alone, together)
-    e.b.position_at_end(alone)
-    e.b.call(share, [frame, int_of(0), int_of(1)])
-    e.b.ret_void()
-    e.b.position_at_end(together)
-    start = (
-        ir.Function(module, ir.FunctionType(ir.VoidType(), [INT.as_pointer(), INT.as_pointer(), WORD, WORD]), PARALLEL)
-        if PARALLEL not in module.globals
-        else module.globals[PARALLEL]
-    )
-    thunk = _thread(module, f"{name}_thread", share)
-    e.b.call(start, [e.b.bitcast(thunk, INT.as_pointer()), frame, e.b.trunc(given["threads"], WORD), WORD(0)])
-    e.b.ret_void()
+    words = [x, *function.args[1:]]
 
+    def share_of(e: Emitter, values: Sequence[Value], thread: Value, threads: Value) -> None:
+        body(e, Arguments(e, dict(zip(ARGUMENTS, values, strict=True))), thread, threads)
 
-def _share(module: ir.Module, name: str, body: Body, lanes: int) -> ir.Function:
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT.as_pointer(), INT, INT]), name)
-    frame, thread, threads = function.args
-    e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
-    values = {key: e.b.load(e.b.gep(frame, [int_of(place)])) for place, key in enumerate(ARGUMENTS)}
-    body(e, Arguments(e, values), thread, threads)
-    e.b.ret_void()
-    return function
-
-
-def _thread(module: ir.Module, name: str, share: ir.Function) -> ir.Function:
-    """What OpenMP starts on each thread: as many as it gives, which may be fewer than were asked for."""
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT.as_pointer()]), name)
-    [frame] = function.args
-    b = ir.IRBuilder(function.append_basic_block("entry"))
-    number, count = (
-        module.globals.get(asked) or ir.Function(module, ir.FunctionType(WORD, []), asked)
-        for asked in (THREAD, THREADS)
-    )
-    b.call(share, [frame, b.zext(b.call(number, []), INT), b.zext(b.call(count, []), INT)])
-    b.ret_void()
-    return function
+    launch(e, name, words, given["threads"] if threads else None, share_of)
 
 
 def _pad(e: Emitter, given: Arguments) -> Value:

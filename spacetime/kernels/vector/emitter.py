@@ -114,15 +114,16 @@ class Emitter:
         if mask is None:
             return self.b.load(self.b.inttoptr(address, self.vector.as_pointer()), align=FLOAT_BYTES)
         kind = ir.VectorType(FLOAT, mask.type.count)
-        read = self._intrinsic(
-            f"llvm.masked.load.v{kind.count}f32.p0", kind, [kind.as_pointer(), WORD, mask.type, kind]
-        )
+        read = self.extern(f"llvm.masked.load.v{kind.count}f32.p0", kind, [kind.as_pointer(), WORD, mask.type, kind])
         nothing = ir.Constant(kind, [0.0] * kind.count)
         return self.b.call(read, [self.b.inttoptr(address, kind.as_pointer()), WORD(FLOAT_BYTES), mask, nothing])
 
-    def store(self, value: Value, address: Value, mask: Value) -> None:
+    def store(self, value: Value, address: Value, mask: Value | None = None) -> None:
         kind = value.type
-        write = self._intrinsic(
+        if mask is None:
+            self.b.store(value, self.b.inttoptr(address, kind.as_pointer()), align=FLOAT_BYTES)
+            return
+        write = self.extern(
             f"llvm.masked.store.v{kind.count}f32.p0", ir.VoidType(), [kind, kind.as_pointer(), WORD, mask.type]
         )
         self.b.call(write, [value, self.b.inttoptr(address, kind.as_pointer()), WORD(FLOAT_BYTES), mask])
@@ -142,7 +143,7 @@ class Emitter:
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a * b + c, of vectors."""
-        function = self._intrinsic(f"llvm.fma.v{self.lanes}f32", self.vector, [self.vector] * 3)
+        function = self.extern(f"llvm.fma.v{self.lanes}f32", self.vector, [self.vector] * 3)
         return self.b.call(function, [a, b, c])
 
     def totals(self, vectors: Sequence[Value]) -> Value:
@@ -178,15 +179,16 @@ class Emitter:
 
     def copy(self, to: Value, source: Value, floats: Value) -> None:
         pointer = BYTE.as_pointer()
-        move = self._intrinsic("llvm.memcpy.p0.p0.i64", ir.VoidType(), [pointer, pointer, INT, BIT])
+        move = self.extern("llvm.memcpy.p0.p0.i64", ir.VoidType(), [pointer, pointer, INT, BIT])
         size = self.b.mul(floats, int_of(FLOAT_BYTES))
         self.b.call(move, [self.b.inttoptr(to, pointer), self.b.inttoptr(source, pointer), size, BIT(0)])
 
     def clear(self, to: Value, floats: Value) -> None:
-        fill = self._intrinsic("llvm.memset.p0.i64", ir.VoidType(), [BYTE.as_pointer(), BYTE, INT, BIT])
+        fill = self.extern("llvm.memset.p0.i64", ir.VoidType(), [BYTE.as_pointer(), BYTE, INT, BIT])
         size = self.b.mul(floats, int_of(FLOAT_BYTES))
         self.b.call(fill, [self.b.inttoptr(to, BYTE.as_pointer()), BYTE(0), size, BIT(0)])
 
-    def _intrinsic(self, name: str, result: Value, arguments: Sequence[Value]) -> Value:
+    def extern(self, name: str, result: Value, arguments: Sequence[Value]) -> Value:
+        """A function that is defined elsewhere, or an intrinsic."""
         found = self.module.globals.get(name)
         return found or ir.Function(self.module, ir.FunctionType(result, arguments), name)

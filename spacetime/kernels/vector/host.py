@@ -12,7 +12,8 @@ import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import torch
 
 _LEAST_LLVM = (20, 0, 0)  # before, pointers had types, and intrinsics other names
-PARALLEL, THREAD, THREADS = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
+PARALLEL, BARRIER = "GOMP_parallel", "GOMP_barrier"
+THREAD, THREADS = "omp_get_thread_num", "omp_get_num_threads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def has_threads() -> bool:
     """Can kernels run on the threads that PyTorch's operations use? Makes their functions known to LLVM."""
     for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*")):
         library = ctypes.CDLL(str(path))  # loaded already; this only finds it
-        for name in (PARALLEL, THREAD, THREADS):
+        for name in (PARALLEL, BARRIER, THREAD, THREADS):
             llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
         return True
     return False

@@ -16,7 +16,7 @@ from spacetime.kernels.vector.host import Host, has_threads
 from spacetime.kernels.vector.panel import panel
 from spacetime.kernels.vector.product import product
 
-Kernel = Callable[..., None]  # the ARGUMENTS, as integers; the interpreter's lock is free while it runs
+Kernel = Callable[..., None]  # ARGUMENTS, as integers; the interpreter's lock is free while it runs
 
 _COMPILING = Lock()
 _ENGINES: list[object] = []  # they own the code
@@ -54,8 +54,13 @@ def _compiled(on: Host, kind: str, first: int, second: int) -> Kernel:
 def _compile(on: Host, kind: str, first: int, second: int) -> Kernel:
     name = f"{kind}_{first}x{second}"
     module = ir.Module(name)
-    module.triple = llvm.get_process_triple()
     define(module, name, _BODIES[kind](first, second), on.lanes, threads=has_threads())
+    return function_of(on, module, name, len(ARGUMENTS))
+
+
+def function_of(on: Host, module: ir.Module, name: str, num_arguments: int) -> Kernel:
+    """The module's function of this name, compiled; it takes so many integers."""
+    module.triple = llvm.get_process_triple()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(cpu=on.cpu, features=on.features, opt=3)
@@ -66,5 +71,5 @@ def _compile(on: Host, kind: str, first: int, second: int) -> Kernel:
     engine = llvm.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     _ENGINES.append(engine)
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(ARGUMENTS))
+    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * num_arguments)
     return prototype(engine.get_function_address(name))

@@ -1,0 +1,191 @@
+"""Script -> native function: (number of requests, threads, table of requests, table of weights), all as integers.
+
+Where there are enough requests for all threads, a thread takes requests and does all of each: a request's weights are
+read once, and its scratch memory stays in the cache. Otherwise the threads share the outputs of every stage, and wait
+for each other after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from threading import Lock
+
+from llvmlite import ir  # type: ignore[import-untyped]
+
+from spacetime.kernels.vector.emitter import FLOAT, INT, Emitter, Value, int_of
+from spacetime.kernels.vector.host import Host, has_threads
+from spacetime.kernels.vector.library import Kernel, function_of
+from spacetime.kernels.vector.threads import barrier, launch
+from spacetime.kernels.whole.along import define_along
+from spacetime.kernels.whole.pointwise import Functions, Pass, define_pass, pass_of, share, views_of
+from spacetime.kernels.whole.product import PARAMETERS, Tile, define_product
+from spacetime.kernels.whole.script import Along, Place, Pointwise, Product, Script, View
+
+NUM_ARGUMENTS = 4
+ENOUGH_REQUESTS = 4  # per thread: then the last ones, which some threads wait for, are few
+
+_COMPILING = Lock()
+
+
+def compiled(on: Host, script: Script) -> Kernel:
+    """Kept for the life of the process."""
+    with _COMPILING:
+        return _compile(on, script)
+
+
+@cache
+def _compile(on: Host, script: Script) -> Kernel:
+    module = ir.Module("whole")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT] * NUM_ARGUMENTS), "whole")
+    e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), on.lanes)
+    stages = _Stages(module, on, script).define()
+    num_requests, threads, *tables = function.args
+    words = [num_requests, *tables]
+    launch(
+        e,
+        "whole",
+        words,
+        threads if has_threads() else None,
+        lambda e, words, thread, threads: _divide(e, stages, words, thread, threads),
+    )
+    return function_of(on, module, "whole", NUM_ARGUMENTS)
+
+
+def _divide(e: Emitter, stages: ir.Function, words: Sequence[Value], thread: Value, threads: Value) -> None:
+    """Requests among threads, or else every stage."""
+    b, (num_requests, *tables) = e.b, words
+    is_even = b.icmp_signed("==", b.srem(num_requests, threads), int_of(0))
+    is_enough = b.icmp_signed(">=", num_requests, b.mul(threads, int_of(ENOUGH_REQUESTS)))
+    with b.if_else(b.or_(is_even, is_enough)) as (by_request, by_stage):
+        with by_request:
+            first = b.sdiv(b.mul(num_requests, thread), threads)
+            last = b.sdiv(b.mul(num_requests, b.add(thread, int_of(1))), threads)
+            with e.loop(first, last, int_of(1)) as request:
+                after = b.add(request.index, int_of(1))
+                b.call(stages, [*tables, request.index, after, int_of(0), int_of(1)])
+        with by_stage:
+            b.call(stages, [*tables, int_of(0), num_requests, thread, threads])
+
+
+class _Stages:
+    """stages(requests, weights, first request, last request, part, parts): all of them, in order."""
+
+    def __init__(self, module: ir.Module, on: Host, script: Script) -> None:
+        self.module, self.on, self.script = module, on, script
+        tall = Tile(1, on.lanes)
+        self.product = define_product(module, on.lanes, tall, Tile(on.pixels, on.channels))
+        kinds = sorted({stage.kind for stage in script.stages if isinstance(stage, Along)})
+        self.along = {kind: define_along(module, kind, on.lanes) for kind in kinds}
+        self.passes: Functions = {
+            work: define_pass(module, f"pass{number}", on.lanes, work)
+            for number, work in enumerate(dict.fromkeys(map(_pass_of, script.pointwise)))
+        }
+
+    def define(self) -> ir.Function:
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [INT] * 6), "stages")
+        function.linkage = "internal"
+        e = Emitter(self.module, ir.IRBuilder(function.append_basic_block("entry")), self.on.lanes)
+        *tables, first, last, part, parts = function.args
+        shared = e.b.icmp_signed(">", parts, int_of(1))
+        for stage in self.script.stages:
+            with e.loop(first, last, int_of(1)) as number:
+                request = _Request(e, self.script, tables, number.index)
+                if isinstance(stage, Product):
+                    self._multiply(request, stage, part, parts)
+                elif isinstance(stage, Along):
+                    self._normalise(request, stage, part, parts)
+                else:
+                    self._pass(request, stage, part, parts)
+            if has_threads() and stage is not self.script.stages[-1]:
+                with e.b.if_then(shared):
+                    barrier(e)
+        e.b.ret_void()
+        return function
+
+    def _multiply(self, request: _Request, stage: Product, part: Value, parts: Value) -> None:
+        e = request.e
+        first, last = share(e, stage.num_outputs, part, parts)
+        values = {
+            "x": request.address(stage.x),
+            "x_row": int_of(request.row_floats(stage.x)),
+            "x_position": int_of(stage.position_step),
+            "y": request.address(stage.y),
+            "y_row": int_of(request.row_floats(stage.y)),
+            "y_position": int_of(stage.num_outputs),
+            "positions": int_of(stage.positions),
+            "total": e.product(request.num_rows, int_of(stage.positions)),
+            "weight": request.operand(stage.weight),
+            "bias": int_of(0) if stage.bias is None else request.operand(stage.bias),
+            "inputs": int_of(stage.num_inputs),
+            "first": first,
+            "last": last,
+        }
+        e.b.call(self.product, [values[name] for name in PARAMETERS])
+
+    def _normalise(self, request: _Request, stage: Along, part: Value, parts: Value) -> None:
+        """Vectors are shared out, whole."""
+        e, positions = request.e, int_of(stage.positions)
+        total = e.product(request.num_rows, positions)
+        first = e.b.sdiv(e.product(total, part), parts)
+        last = e.b.sdiv(e.product(total, e.b.add(part, int_of(1))), parts)
+        with e.loop(first, last, int_of(1)) as number:
+            row = e.b.sdiv(number.index, positions)
+            position = e.b.sub(number.index, e.product(row, positions))
+            x, y = (
+                e.at(
+                    request.address(view),
+                    e.product(row, int_of(request.row_floats(view))),
+                    e.product(position, int_of(step)),
+                )
+                for view, step in ((stage.x, stage.position_step), (stage.y, stage.size))
+            )
+            e.b.call(self.along[stage.kind], [x, y, int_of(stage.size), FLOAT(stage.epsilon)])
+
+    def _pass(self, request: _Request, stage: Pointwise, part: Value, parts: Value) -> None:
+        e, views = request.e, views_of(stage)
+        with e.loop(int_of(0), request.num_rows, int_of(1)) as row:
+            addresses = [
+                e.at(request.address(view), e.product(row.index, int_of(request.row_floats(view)))) for view in views
+            ]
+            e.b.call(self.passes[_pass_of(stage)], [*addresses, part, parts])
+
+
+class _Request:
+    """Its words in the tables: rows, scratch memory, inputs, outputs; and the weights of its tenant."""
+
+    def __init__(self, e: Emitter, script: Script, tables: Sequence[Value], number: Value) -> None:
+        self.e, self.script = e, script
+        self._words = e.product(number, int_of(script.request_words))
+        self._requests, self._weights = tables
+        self._operands = e.product(number, int_of(len(script.operands)))
+        self.num_rows = self._word(0)
+
+    def _word(self, place: int) -> Value:
+        return self.e.load_int(self._requests, self.e.b.add(self._words, int_of(place)))
+
+    def operand(self, number: int) -> Value:
+        return self.e.load_int(self._weights, self.e.b.add(self._operands, int_of(number)))
+
+    def address(self, view: View) -> Value:
+        """In its first row."""
+        if view.buffer.place is Place.OPERAND:
+            return self.e.at(self.operand(view.buffer.number), int_of(view.offset))
+        places = {
+            Place.SCRATCH: 1,
+            Place.INPUT: 2 + view.buffer.number,
+            Place.OUTPUT: 2 + len(self.script.inputs) + view.buffer.number,
+        }
+        return self.e.at(self._word(places[view.buffer.place]), int_of(view.offset))
+
+    def row_floats(self, view: View) -> int:
+        """From one row to the next."""
+        if view.buffer.place is Place.OPERAND:
+            return 0
+        return self.script.scratch_floats if view.buffer.place is Place.SCRATCH else view.buffer.floats
+
+
+def _pass_of(stage: Pointwise) -> Pass:
+    work = pass_of(stage)
+    assert work is not None, "the reader has looked"
+    return work

@@ -1,0 +1,100 @@
+"""Calls a whole program: the requests' own inputs are read where they are, every result gets memory of its own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spacetime.capture.fuse import FusedProgram
+from spacetime.capture.layer import Layer
+from spacetime.kernels.vector.host import Host
+from spacetime.kernels.vector.library import Kernel
+from spacetime.kernels.whole.compiled import compiled
+from spacetime.kernels.whole.reader import NotWhole, read
+from spacetime.kernels.whole.script import Script
+
+MOST_POSITIONS = 64  # of a request: with more, the time is in the products, and BLAS has the better ones
+_MIXES = 512  # of tenants, whose weights are remembered
+
+
+class WholeProgram:
+    """`layers` hold the operands, by their number in the fused program; their entries are looked up at every call."""
+
+    def __init__(self, script: Script, kernel: Kernel, layers: Sequence[Layer]) -> None:
+        self.script = script
+        self._kernel = kernel
+        self._layers = [layers[number] for number in script.operands]
+        self.most_rows = MOST_POSITIONS // script.most_positions
+        self._mixes: OrderedDict[tuple[int, ...], _Weights] = OrderedDict()
+
+    @staticmethod
+    def of(
+        program: FusedProgram, layers: Sequence[Layer], like: Sequence[Tensor], on: Host | None
+    ) -> WholeProgram | str:
+        """For inputs like these, on this processor; or why there is none. The layers must have content."""
+        if any(step.target == "gpu_owners" for step in program.steps):
+            return "it runs on a GPU, where graphs are that"
+        if on is None:
+            return "vector kernels have no form for this processor"
+        try:
+            script = read(program, layers, like)
+        except NotWhole as why:
+            return str(why)
+        return WholeProgram(script, compiled(on, script), layers)
+
+    def takes(self, num_rows: int) -> bool:
+        """Is it the better way for requests of so many rows?"""
+        return num_rows <= self.most_rows
+
+    def run(self, slots: Sequence[int], requests: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+        """The outputs of each request, whose tenant is in this slot."""
+        script = self.script
+        # Names for all memory that the function reads: a tenant that joins meanwhile may move the weights.
+        stacks = [layer.stack for layer in self._layers]
+        weights = self._weights(tuple(slots), stacks)
+        counts = [tensors[0].shape[0] for tensors in requests]
+        scratch = torch.empty(sum(counts) * script.scratch_floats, dtype=torch.float32, device="cpu")
+        place, row_bytes = scratch.data_ptr(), script.scratch_floats * scratch.element_size()
+        words: list[int] = []
+        held: list[Tensor] = []
+        results: list[list[Tensor]] = []
+        for count, tensors in zip(counts, requests, strict=True):
+            inputs = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
+            outputs = [torch.empty((count, *shape), dtype=torch.float32, device="cpu") for shape in script.outputs]
+            words += (count, place)
+            words += [tensor.data_ptr() for tensor in inputs]
+            words += [tensor.data_ptr() for tensor in outputs]
+            held += inputs
+            results.append(outputs)
+            place += count * row_bytes
+        table = torch.tensor(words, device="cpu")
+        self._kernel(len(requests), torch.get_num_threads(), table.data_ptr(), weights.table.data_ptr())
+        return results
+
+    def _weights(self, slots: tuple[int, ...], stacks: Sequence[Tensor]) -> _Weights:
+        versions = [layer.version for layer in self._layers]
+        places = [stack.data_ptr() for stack in stacks]
+        known = self._mixes.get(slots)
+        if known is None or known.versions != versions or known.places != places:
+            known = self._mixes[slots] = self._find(slots, versions, places)
+            while len(self._mixes) > _MIXES:
+                self._mixes.popitem(last=False)
+        return known
+
+    def _find(self, slots: tuple[int, ...], versions: list[int], places: list[int]) -> _Weights:
+        found = [[layer.of_slot(slot) for layer in self._layers] for slot in slots]
+        table = torch.tensor([[tensor.data_ptr() for tensor in operands] for operands in found], device="cpu")
+        return _Weights(versions, places, table)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Where the operands of a mix of tenants lie, as long as their layers have not changed since."""
+
+    versions: list[int]
+    places: list[int]
+    table: Tensor

@@ -1,0 +1,145 @@
+"""What a whole program does to one row, as values: products with weights, norms, and runs of pointwise operations.
+
+All places are static, since a row is never looked at together with another one: only the addresses of a row's input,
+of its scratch memory and of its output change. No torch; printable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from math import prod
+
+Shape = tuple[int, ...]
+
+
+class Place(Enum):
+    """Whose memory a buffer is."""
+
+    INPUT = "input"
+    SCRATCH = "scratch"
+    OUTPUT = "output"
+    OPERAND = "operand"  # a weight of the tenant, the same for all of its rows
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Floats of one row. `number`: which input, output or operand; in scratch memory, which buffer."""
+
+    place: Place
+    number: int
+    floats: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Some floats of a buffer, without dimensions of size 1; steps and the offset are in floats."""
+
+    buffer: Buffer
+    offset: int
+    shape: Shape
+    strides: Shape
+
+    @staticmethod
+    def of(buffer: Buffer, offset: int, shape: Shape, strides: Shape) -> View:
+        kept = [axis for axis, size in enumerate(shape) if size != 1]
+        return View(buffer, offset, tuple(shape[axis] for axis in kept), tuple(strides[axis] for axis in kept))
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.buffer.place.value}{self.buffer.number}+{self.offset}{list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """y[position] = weight @ x[position] + bias, for every position of the row. Operands by their number."""
+
+    x: View  # [positions, num_inputs], both steps static, the last one 1
+    y: View  # [positions, num_outputs], dense
+    weight: int
+    bias: int | None
+    positions: int
+    position_step: int
+    num_inputs: int
+    num_outputs: int
+
+    def __str__(self) -> str:
+        return f"{self.y} = product({self.x}, operand {self.weight})"
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """y[position] = x[position], normalised over its last dimension: to mean 0 and variance 1, or to a sum of 1."""
+
+    kind: str  # "layer_norm" | "softmax"
+    x: View  # [positions, size], both steps static, the last one 1
+    y: View  # dense
+    positions: int
+    position_step: int
+    size: int
+    epsilon: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.y} = {self.kind}({self.x})"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The value of an earlier operation of the same group."""
+
+    number: int
+
+
+Argument = View | Result | float
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    name: str  # of functions.py
+    arguments: tuple[Argument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pointwise:
+    """Operations on equally many floats, in one pass; `stores` are the results that others read."""
+
+    shape: Shape
+    operations: tuple[Operation, ...]
+    stores: tuple[tuple[int, View], ...]
+
+    def __str__(self) -> str:
+        names = " ".join(operation.name for operation in self.operations)
+        return f"{', '.join(str(view) for _, view in self.stores)} = {names}"
+
+
+Stage = Product | Along | Pointwise
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """Everything that is computed for a row, in order. Equal scripts are served by the same native function."""
+
+    inputs: tuple[int, ...]  # floats per row
+    outputs: tuple[Shape, ...]  # of a row
+    operands: tuple[int, ...]  # of the fused program: what products number
+    stages: tuple[Stage, ...]
+    scratch_floats: int
+
+    @property
+    def pointwise(self) -> tuple[Pointwise, ...]:
+        return tuple(stage for stage in self.stages if isinstance(stage, Pointwise))
+
+    @property
+    def request_words(self) -> int:
+        """Of a request in the table that the native function reads: rows, scratch memory, inputs, outputs."""
+        return 2 + len(self.inputs) + len(self.outputs)
+
+    @property
+    def most_positions(self) -> int:
+        return max([stage.positions for stage in self.stages if isinstance(stage, Product)], default=1)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.stages))
