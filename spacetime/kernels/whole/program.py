@@ -17,7 +17,7 @@ from spacetime.kernels.whole.compiled import compiled
 from spacetime.kernels.whole.reader import NotWhole, read
 from spacetime.kernels.whole.script import Script
 
-MOST_POSITIONS = 64  # of a request: with more, the time is in the products, and BLAS has the better ones
+MOST_VECTORS = 64  # of a request, per product: with more (measured: 64 to 128), BLAS has the better products
 _MIXES = 512  # of tenants, whose weights are remembered
 
 
@@ -28,7 +28,7 @@ class WholeProgram:
         self.script = script
         self._kernel = kernel
         self._layers = [layers[number] for number in script.operands]
-        self.most_rows = MOST_POSITIONS // script.most_positions
+        self.most_rows = _most_rows(script)
         self._mixes: OrderedDict[tuple[int, ...], _Weights] = OrderedDict()
 
     @staticmethod
@@ -44,6 +44,8 @@ class WholeProgram:
             script = read(program, layers, like)
         except NotWhole as why:
             return str(why)
+        if not _most_rows(script):
+            return f"its weights meet {script.vectors_per_row:.0f} vectors of a row; BLAS is better with more than {MOST_VECTORS}"
         return WholeProgram(script, compiled(on, script), layers)
 
     def takes(self, num_rows: int) -> bool:
@@ -89,6 +91,10 @@ class WholeProgram:
         found = [[layer.of_slot(slot) for layer in self._layers] for slot in slots]
         table = torch.tensor([[tensor.data_ptr() for tensor in operands] for operands in found], device="cpu")
         return _Weights(versions, places, table)
+
+
+def _most_rows(script: Script) -> int:
+    return int(MOST_VECTORS / script.vectors_per_row)
 
 
 @dataclass(frozen=True, slots=True)

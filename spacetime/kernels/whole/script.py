@@ -138,8 +138,13 @@ class Script:
         return 2 + len(self.inputs) + len(self.outputs)
 
     @property
-    def most_positions(self) -> int:
-        return max([stage.positions for stage in self.stages if isinstance(stage, Product)], default=1)
+    def vectors_per_row(self) -> float:
+        """By how many vectors of a row its weights are multiplied: 1 for most models, the length for one of sequences."""
+        sizes = [
+            (each.num_inputs * each.num_outputs, each.positions) for each in self.stages if isinstance(each, Product)
+        ]
+        weights = sum([floats for floats, _ in sizes])
+        return sum([floats * positions for floats, positions in sizes]) / weights if weights else 1.0
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.stages))

@@ -17,7 +17,7 @@ from spacetime.backends.executables import CohortExecutable
 from spacetime.capture import slab
 from spacetime.capture.selfcheck import TOLERANCE, deviation, magnitude
 from spacetime.kernels.vector.host import Host, has_threads, host
-from spacetime.kernels.whole.program import MOST_POSITIONS, WholeProgram
+from spacetime.kernels.whole.program import MOST_VECTORS, WholeProgram
 from tests.kernels.hosts import hosts, on_every_host
 from tests.kernels.whole.programs import Random, executable_of, whole_of
 
@@ -146,7 +146,10 @@ def test_not_a_number_and_infinity_stay_with_their_row() -> None:
 
 def test_requests_of_many_rows_are_left_to_blas() -> None:
     whole = whole_of(executable_of(small(), (torch.randn(2, 9),)), hosts()[0])
-    assert whole.takes(MOST_POSITIONS) and not whole.takes(MOST_POSITIONS + 1)
+    assert whole.takes(MOST_VECTORS) and not whole.takes(MOST_VECTORS + 1)
+    steps: list[nn.Module] = [nn.Sequential(nn.Linear(4, 6), nn.ReLU())]
+    sequences = whole_of(executable_of(steps, (torch.randn(2, 8, 4),)), hosts()[0])
+    assert sequences.most_rows == MOST_VECTORS // 8
 
 
 @pytest.mark.parametrize(
@@ -155,6 +158,7 @@ def test_requests_of_many_rows_are_left_to_blas() -> None:
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), (torch.randn(2, 3, 5, 5),), "conv"),
         (nn.Linear(4, 4).double(), (torch.randn(2, 4, dtype=torch.float64),), "plain floats"),
         (nn.Sequential(nn.Linear(4, 4), nn.Softplus()), (torch.randn(2, 4),), "softplus"),
+        (nn.Linear(4, 4), (torch.randn(2, MOST_VECTORS + 1, 4),), "BLAS"),
         (nn.Embedding(10, 4), (torch.tensor([[1, 2], [3, 4]]),), "embedding"),
     ],
 )
