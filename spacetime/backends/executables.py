@@ -155,12 +155,15 @@ class CohortExecutable:
     def whole_outputs(self, name: str, tensors: Sequence[Tensor]) -> list[Any] | None:
         """The same from the native call, if there is one."""
         whole = self.whole
-        return None if isinstance(whole, str) else list(whole.run([self.cohort.members[name].slot], [tensors])[0])
+        results = None if isinstance(whole, str) else whole.run([self.cohort.members[name].slot], [tensors])
+        return None if results is None else list(results[0])
 
     def _batch(self, slots: Sequence[int], calls: Sequence[Call]) -> list[Any]:
         whole = self.whole
         if not isinstance(whole, str) and whole.takes(max([call.tensors[0].shape[0] for call in calls])):
-            return [self._rebuild(leaves) for leaves in whole.run(slots, [call.tensors for call in calls])]
+            at_once = whole.run(slots, [call.tensors for call in calls])
+            if at_once is not None:  # else whoever asks for what does not exist is told below
+                return [self._rebuild(leaves) for leaves in at_once]
         if len(calls) == 1:
             tensors = calls[0].tensors
             outputs = self._program.run(self._row_map((slots[0],), (tensors[0].shape[0],)), *tensors)

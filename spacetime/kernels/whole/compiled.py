@@ -8,6 +8,7 @@ for each other after it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from threading import Lock
 
@@ -20,7 +21,7 @@ from spacetime.kernels.vector.threads import barrier, launch
 from spacetime.kernels.whole.along import define_along
 from spacetime.kernels.whole.pointwise import Functions, Pass, define_pass, pass_of, share, views_of
 from spacetime.kernels.whole.product import PARAMETERS, Tile, define_product
-from spacetime.kernels.whole.script import Along, Place, Pointwise, Product, Script, View
+from spacetime.kernels.whole.script import Along, Lookup, Place, Pointwise, Product, Script, View
 
 NUM_ARGUMENTS = 4
 ENOUGH_REQUESTS = 4  # per thread: then the last ones, which some threads wait for, are few
@@ -95,6 +96,8 @@ class _Stages:
                     self._multiply(request, stage, part, parts)
                 elif isinstance(stage, Along):
                     self._normalise(request, stage, part, parts)
+                elif isinstance(stage, Lookup):
+                    self._look_up(request, stage, part, parts)
                 else:
                     self._pass(request, stage, part, parts)
             if has_threads() and stage is not self.script.stages[-1]:
@@ -104,24 +107,48 @@ class _Stages:
         return function
 
     def _multiply(self, request: _Request, stage: Product, part: Value, parts: Value) -> None:
-        e = request.e
+        e, weight = request.e, stage.weight
         first, last = share(e, stage.num_outputs, part, parts)
         values = {
-            "x": request.address(stage.x),
             "x_row": int_of(request.row_floats(stage.x)),
             "x_position": int_of(stage.position_step),
-            "y": request.address(stage.y),
             "y_row": int_of(request.row_floats(stage.y)),
             "y_position": int_of(stage.num_outputs),
             "positions": int_of(stage.positions),
-            "total": e.product(request.num_rows, int_of(stage.positions)),
-            "weight": request.operand(stage.weight),
+            "weight_step": int_of(stage.weight_step),
             "bias": int_of(0) if stage.bias is None else request.operand(stage.bias),
             "inputs": int_of(stage.num_inputs),
             "first": first,
             "last": last,
         }
-        e.b.call(self.product, [values[name] for name in PARAMETERS])
+
+        def call(x: Value, y: Value, weight: Value, num_rows: Value) -> None:
+            here = {"x": x, "y": y, "weight": weight, "total": e.product(num_rows, int_of(stage.positions))}
+            e.b.call(self.product, [(values | here)[name] for name in PARAMETERS])
+
+        if isinstance(weight, int):
+            call(request.address(stage.x), request.address(stage.y), request.operand(weight), request.num_rows)
+            return
+        with e.loop(int_of(0), request.num_rows, int_of(1)) as row:
+            x, y, own = (request.address(view, row.index) for view in (stage.x, stage.y, weight))
+            call(x, y, own, int_of(1))
+
+    def _look_up(self, request: _Request, stage: Lookup, part: Value, parts: Value) -> None:
+        """What lies outside of the table is a fault, and reads the first entry."""
+        e, b, number = request.e, request.e.b, int_of(stage.num_indices)
+        first, last = (b.sdiv(e.product(number, end), parts) for end in (part, b.add(part, int_of(1))))
+        with e.loop(int_of(0), request.num_rows, int_of(1)) as row:
+            source, to = (request.address(view, row.index) for view in (stage.source, stage.y))
+            indices = request.address(replace(stage.indices, offset=2 * stage.indices.offset), row.index)
+            with e.loop(first, last, int_of(1)) as one:
+                index = e.load_int(indices, e.product(one.index, int_of(stage.index_step)))
+                exists = b.icmp_unsigned("<", index, int_of(stage.num_entries))
+                with b.if_then(b.not_(exists)):
+                    request.fault()
+                entry = b.select(exists, index, int_of(0))
+                places = (e.product(place, int_of(stage.width)) for place in (one.index, entry))
+                target, found = (e.at(base, place) for base, place in zip((to, source), places, strict=True))
+                e.copy(target, found, int_of(stage.width))
 
     def _normalise(self, request: _Request, stage: Along, part: Value, parts: Value) -> None:
         """Vectors are shared out, whole."""
@@ -133,11 +160,7 @@ class _Stages:
             row = e.b.sdiv(number.index, positions)
             position = e.b.sub(number.index, e.product(row, positions))
             x, y = (
-                e.at(
-                    request.address(view),
-                    e.product(row, int_of(request.row_floats(view))),
-                    e.product(position, int_of(step)),
-                )
+                e.at(request.address(view, row), e.product(position, int_of(step)))
                 for view, step in ((stage.x, stage.position_step), (stage.y, stage.size))
             )
             e.b.call(self.along[stage.kind], [x, y, int_of(stage.size), FLOAT(stage.epsilon)])
@@ -145,14 +168,12 @@ class _Stages:
     def _pass(self, request: _Request, stage: Pointwise, part: Value, parts: Value) -> None:
         e, views = request.e, views_of(stage)
         with e.loop(int_of(0), request.num_rows, int_of(1)) as row:
-            addresses = [
-                e.at(request.address(view), e.product(row.index, int_of(request.row_floats(view)))) for view in views
-            ]
+            addresses = [request.address(view, row.index) for view in views]
             e.b.call(self.passes[_pass_of(stage)], [*addresses, part, parts])
 
 
 class _Request:
-    """Its words in the tables: rows, scratch memory, inputs, outputs; and the weights of its tenant."""
+    """Its words in the tables: rows, scratch memory, fault, inputs, outputs; and the weights of its tenant."""
 
     def __init__(self, e: Emitter, script: Script, tables: Sequence[Value], number: Value) -> None:
         self.e, self.script = e, script
@@ -167,16 +188,21 @@ class _Request:
     def operand(self, number: int) -> Value:
         return self.e.load_int(self._weights, self.e.b.add(self._operands, int_of(number)))
 
-    def address(self, view: View) -> Value:
-        """In its first row."""
+    def fault(self) -> None:
+        place = self.e.b.add(self._words, int_of(2))
+        self.e.b.store(int_of(1), self.e.b.gep(self.e.b.inttoptr(self._requests, INT.as_pointer()), [place]))
+
+    def address(self, view: View, row: Value | None = None) -> Value:
+        """In this row; None: in the first."""
         if view.buffer.place is Place.OPERAND:
             return self.e.at(self.operand(view.buffer.number), int_of(view.offset))
         places = {
             Place.SCRATCH: 1,
-            Place.INPUT: 2 + view.buffer.number,
-            Place.OUTPUT: 2 + len(self.script.inputs) + view.buffer.number,
+            Place.INPUT: 3 + view.buffer.number,
+            Place.OUTPUT: 3 + len(self.script.inputs) + view.buffer.number,
         }
-        return self.e.at(self._word(places[view.buffer.place]), int_of(view.offset))
+        base = self.e.at(self._word(places[view.buffer.place]), int_of(view.offset))
+        return base if row is None else self.e.at(base, self.e.product(row, int_of(self.row_floats(view))))
 
     def row_floats(self, view: View) -> int:
         """From one row to the next."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from spacetime.kernels.whole.script import (
-    Along,
     Argument,
     Buffer,
+    Lookup,
     Operation,
     Place,
     Pointwise,
@@ -34,7 +34,7 @@ class Draft:
     to: View
 
 
-def grouped(drafts: Sequence[Draft | Product | Along]) -> tuple[tuple[Stage, ...], int]:
+def grouped(drafts: Sequence[Draft | Stage]) -> tuple[tuple[Stage, ...], int]:
     """The stages, and the floats of scratch memory that they need."""
     stages = _without_unread(list(_group(drafts)))
     places, floats = _allocate(stages)
@@ -77,7 +77,7 @@ class _Group:
         return Pointwise(self.shape, tuple(self.operations), tuple(self.stores))
 
 
-def _group(drafts: Sequence[Draft | Product | Along]) -> Iterator[Stage]:
+def _group(drafts: Sequence[Draft | Stage]) -> Iterator[Stage]:
     group: _Group | None = None
     for draft in drafts:
         if group is not None and not (isinstance(draft, Draft) and group.takes(draft)):
@@ -93,8 +93,13 @@ def _group(drafts: Sequence[Draft | Product | Along]) -> Iterator[Stage]:
 
 
 def reads(stage: Stage) -> Iterator[View]:
-    if not isinstance(stage, Pointwise):
+    if isinstance(stage, Lookup):
+        yield from (stage.source, stage.indices)
+    elif not isinstance(stage, Pointwise):
         yield stage.x
+        if isinstance(stage, Product) and isinstance(stage.weight, View):
+            yield stage.weight
+    if not isinstance(stage, Pointwise):
         return
     for operation in stage.operations:
         yield from [given for given in operation.arguments if isinstance(given, View)]
@@ -159,6 +164,11 @@ def _placed(stage: Stage, places: dict[Buffer, int]) -> Stage:
     def given(argument: Argument) -> Argument:
         return moved(argument) if isinstance(argument, View) else argument
 
+    if isinstance(stage, Lookup):
+        return replace(stage, source=moved(stage.source), indices=moved(stage.indices), y=moved(stage.y))
+    if isinstance(stage, Product):
+        weight = moved(stage.weight) if isinstance(stage.weight, View) else stage.weight
+        return replace(stage, x=moved(stage.x), y=moved(stage.y), weight=weight)
     if not isinstance(stage, Pointwise):
         return replace(stage, x=moved(stage.x), y=moved(stage.y))
     operations = tuple(

@@ -27,6 +27,7 @@ PARAMETERS = (
     "positions",
     "total",
     "weight",
+    "weight_step",
     "bias",
     "inputs",
     "first",
@@ -65,7 +66,7 @@ class _Outputs:
     def __init__(self, e: Emitter, given: dict[str, Value], tile: Tile, first: Value) -> None:
         self.e, self.given, self.tile, self.first = e, given, tile, first
         self.numbers = within(e, first, tile.outputs, given["last"])
-        self.weights = [e.at(given["weight"], e.product(number, given["inputs"])) for number in self.numbers]
+        self.weights = [e.at(given["weight"], e.product(number, given["weight_step"])) for number in self.numbers]
         self.mask = e.mask(e.b.sub(given["last"], first), tile.outputs)
         self.whole = e.round_down(given["inputs"], e.lanes)
         self.rest = e.b.sub(given["inputs"], self.whole)

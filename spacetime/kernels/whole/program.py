@@ -45,15 +45,16 @@ class WholeProgram:
         except NotWhole as why:
             return str(why)
         if not _most_rows(script):
-            return f"its weights meet {script.vectors_per_row:.0f} vectors of a row; BLAS is better with more than {MOST_VECTORS}"
+            met = f"its weights meet {script.vectors_per_row:.0f} vectors of a row"
+            return f"{met}, and BLAS is better with more than {MOST_VECTORS}"
         return WholeProgram(script, compiled(on, script), layers)
 
     def takes(self, num_rows: int) -> bool:
         """Is it the better way for requests of so many rows?"""
         return num_rows <= self.most_rows
 
-    def run(self, slots: Sequence[int], requests: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-        """The outputs of each request, whose tenant is in this slot."""
+    def run(self, slots: Sequence[int], requests: Sequence[Sequence[Tensor]]) -> list[list[Tensor]] | None:
+        """The outputs of each request, whose tenant is in this slot; None where one asks for what does not exist."""
         script = self.script
         # Names for all memory that the function reads: a tenant that joins meanwhile may move the weights.
         stacks = [layer.stack for layer in self._layers]
@@ -67,7 +68,7 @@ class WholeProgram:
         for count, tensors in zip(counts, requests, strict=True):
             inputs = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
             outputs = [torch.empty((count, *shape), dtype=torch.float32, device="cpu") for shape in script.outputs]
-            words += (count, place)
+            words += (count, place, 0)
             words += [tensor.data_ptr() for tensor in inputs]
             words += [tensor.data_ptr() for tensor in outputs]
             held += inputs
@@ -75,6 +76,8 @@ class WholeProgram:
             place += count * row_bytes
         table = torch.tensor(words, device="cpu")
         self._kernel(len(requests), torch.get_num_threads(), table.data_ptr(), weights.table.data_ptr())
+        if script.may_fault and any(table[2 :: script.request_words].tolist()):
+            return None
         return results
 
     def _weights(self, slots: tuple[int, ...], stacks: Sequence[Tensor]) -> _Weights:

@@ -18,10 +18,22 @@ from torch import Tensor
 from spacetime.capture.families import op_name
 from spacetime.capture.fuse import FusedProgram, OperandRef, Ref, RowCount, Step
 from spacetime.capture.layer import Layer
+from spacetime.kernels.vector.emitter import FLOAT_BYTES
 from spacetime.kernels.whole.functions import FUNCTIONS
 from spacetime.kernels.whole.grouping import Draft, grouped
 from spacetime.kernels.whole.pointwise import pass_of
-from spacetime.kernels.whole.script import Along, Buffer, Operation, Place, Pointwise, Product, Script, View
+from spacetime.kernels.whole.script import (
+    Along,
+    Buffer,
+    Lookup,
+    Operation,
+    Place,
+    Pointwise,
+    Product,
+    Script,
+    Stage,
+    View,
+)
 
 MOST_STEPS = 2_000  # of a program: code grows with it
 
@@ -52,7 +64,7 @@ class _Reader:
     buffers: dict[int, Buffer] = field(default_factory=dict)  # by the identity of what would be their memory
     numbers: dict[int, int] = field(default_factory=dict)  # of operands of the fused program, in the script
     operands: dict[int, Tensor] = field(default_factory=dict)
-    drafts: list[Draft | Product | Along] = field(default_factory=list)
+    drafts: list[Draft | Stage] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[tuple[int, ...]] = field(default_factory=list)
     held: list[Tensor] = field(
@@ -64,8 +76,9 @@ class _Reader:
 
     def add_input(self, name: str, like: Tensor) -> None:
         value = torch.empty((1, *like.shape[1:]), dtype=like.dtype, device="meta")
-        self.values[name] = self._hold(value, Buffer(Place.INPUT, len(self.inputs), value.numel()))
-        self.inputs.append(value.numel())
+        num_floats = value.nbytes // FLOAT_BYTES
+        self.values[name] = self._hold(value, Buffer(Place.INPUT, len(self.inputs), num_floats))
+        self.inputs.append(num_floats)
 
     def add_output(self, value: Any, row_dim: int | None) -> None:
         if not isinstance(value, Ref) or row_dim != 0:
@@ -83,8 +96,8 @@ class _Reader:
             raise NotWhole("neighbours in a pointwise operation are not neighbours in memory")
         return Script(tuple(self.inputs), tuple(self.outputs), tuple(self.numbers), stages, scratch_floats)
 
-    def _view(self, tensor: Tensor) -> View:
-        if tensor.dtype != torch.float32:
+    def _view(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> View:
+        if tensor.dtype != dtype:
             raise NotWhole(f"it computes in {tensor.dtype}")
         return View.of(
             self.buffers[_memory(tensor)], int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
@@ -107,33 +120,70 @@ class _Reader:
     # -- steps ----------------------------------------------------------------------------------------
 
     def read(self, step: Step) -> None:
-        slot_steps = {"linear": self._product, "affine": self._affine, "gather": self._weight, "layer_norm": self._norm}
+        slot_steps = {
+            "linear": self._linear,
+            "affine": self._affine,
+            "gather": self._weight,
+            "layer_norm": self._norm,
+            "embedding": self._embedding,
+        }
         if not step.is_slot:
-            self.values[step.out] = self._call(step)
+            self.values[step.out] = self._call(step.target, step.args, step.kwargs)
+        elif step.target == "per_tenant":
+            its = step.attributes
+            self.values[step.out] = self._call(its["call"], its["args"], its["kwargs"])
         elif step.target in slot_steps:
             self.values[step.out] = slot_steps[step.target](step)
         else:
             raise NotWhole(f"{step.target} is not among its operations")
 
-    def _product(self, step: Step) -> Tensor:
-        x, positions, position_step = self._vectors(self._resolve(step.args[0]))
+    def _linear(self, step: Step) -> Tensor:
         weight, bias = step.operands
         assert weight is not None
-        num_outputs, num_inputs = self._operand(weight).shape
+        number = None if bias is None else self._number(bias)
+        return self._product(self._resolve(step.args[0]), self._operand(weight), self._number(weight), number)
+
+    def _product(self, x: Tensor, weight: Tensor, operand: int | None = None, bias: int | None = None) -> Tensor:
+        """x @ weight.T; the weight is this operand, or a value."""
+        x, positions, position_step = self._vectors(x)
+        num_outputs, num_inputs = weight.shape
         y = self._new((*x.shape[:-1], num_outputs))
-        self.drafts.append(
-            Product(
-                x=self._view(x),
-                y=self._view(y),
-                weight=self._number(weight),
-                bias=None if bias is None else self._number(bias),
-                positions=positions,
-                position_step=position_step,
-                num_inputs=num_inputs,
-                num_outputs=num_outputs,
-            )
-        )
+        place = self._view(weight) if operand is None else operand
+        sizes = (positions, position_step, num_inputs, num_outputs, int(weight.stride(0)))
+        self.drafts.append(Product(self._view(x), self._view(y), place, bias, *sizes))
         return y
+
+    def _embedding(self, step: Step) -> Tensor:
+        [table] = step.operands
+        assert table is not None
+        return self._look_up(self._operand(table), self._resolve(step.args[0]))
+
+    def _look_up(self, source: Tensor, indices: Tensor) -> Tensor:
+        """source[indices], of two dimensions."""
+        found = _positions(indices.unsqueeze(-1))
+        if found is None or not source.is_contiguous():
+            raise NotWhole("a lookup's indices or entries are not neighbours in memory")
+        y = self._new((*indices.shape, source.shape[1]))
+        views = self._view(source), self._view(indices, torch.int64), self._view(y)
+        self.drafts.append(Lookup(*views, source.shape[0], source.shape[1], *found))
+        return y
+
+    def _pick(self, x: Tensor, dim: int, indices: Tensor) -> Tensor:
+        """index_select, along the first dimension that is larger than 1."""
+        dim %= x.ndim
+        if prod(x.shape[:dim]) != 1 or indices.ndim != 1:
+            raise NotWhole("index_select behind other dimensions is not among its operations")
+        y = self._look_up(x.reshape(x.shape[dim], -1), indices)
+        return y.view(*x.shape[:dim], *indices.shape, *x.shape[dim + 1 :])
+
+    def _multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        """Two values, of one matrix each."""
+        if prod(a.shape[:-2]) != 1 or b.ndim < 2 or prod(b.shape[:-2]) != 1:
+            raise NotWhole("a product of several matrices per row is not among its operations")
+        transposed = b.reshape(b.shape[-2:]).t()
+        if transposed.stride(1) != 1 and transposed.shape[1] > 1:
+            transposed = self._dense(transposed)
+        return self._product(a, transposed)
 
     def _affine(self, step: Step) -> Tensor:
         x = self._resolve(step.args[0])
@@ -180,25 +230,29 @@ class _Reader:
     def _operand(self, operand: OperandRef) -> Tensor:
         """A tenant's own, as a value of each of its rows."""
         stack = self.layers[operand.index].stack
-        if stack.dtype != torch.float32 or stack.device.type != "cpu" or not stack[0].is_contiguous():
+        if (
+            stack.dtype not in (torch.float32, torch.int64)
+            or stack.device.type != "cpu"
+            or not stack[0].is_contiguous()
+        ):
             raise NotWhole("its weights are not plain floats on a CPU")
         number = self._number(operand)
         if number not in self.operands:
-            tensor = torch.empty(stack.shape[1:], dtype=torch.float32, device="meta")
-            self.operands[number] = self._hold(tensor, Buffer(Place.OPERAND, number, tensor.numel()))
+            tensor = torch.empty(stack.shape[1:], dtype=stack.dtype, device="meta")
+            self.operands[number] = self._hold(tensor, Buffer(Place.OPERAND, number, tensor.nbytes // FLOAT_BYTES))
         return self.operands[number]
 
-    def _call(self, step: Step) -> Any:
-        args = [self._resolve(arg) for arg in step.args]
-        kwargs = {key: self._resolve(value) for key, value in step.kwargs.items()}
-        if step.target is operator.getitem:
+    def _call(self, target: Any, given: Any, named: Any) -> Any:
+        args = [self._resolve(arg) for arg in given]
+        kwargs = {key: self._resolve(value) for key, value in named.items()}
+        if target is operator.getitem:
             return args[0][args[1]]
-        name = op_name(step.target)
+        name = op_name(target)
         try:
-            result = _TARGETS.get(name, step.target)(*args, **kwargs)
+            result = _TARGETS.get(name, target)(*args, **kwargs)
         except Exception as error:  # it has no form without memory
             raise NotWhole(f"{name} is not among its operations") from error
-        known = {_memory(tensor) for tensor in _tensors(args)}
+        known = {_memory(tensor) for tensor in _tensors([*args, *kwargs.values()])}
         if all(_memory(tensor) in known for tensor in _tensors([result])):
             return result
         if not isinstance(result, Tensor):
@@ -212,6 +266,10 @@ class _Reader:
             return self._along("softmax", args[0])
         if name == "layer_norm" and len(args[1]) == 1 and all(value is None for value in args[2:4]):
             return self._along("layer_norm", args[0], args[4] if len(args) > 4 else 1e-5)
+        if name == "index_select":
+            return self._pick(*args)
+        if name in ("bmm", "matmul", "mm"):
+            return self._multiply(*args)
         if name not in (*_FILLS, *_JOINS, *_COPIES):
             return self._pointwise(name, args, kwargs)
         y = self._new(result.shape)
@@ -252,6 +310,8 @@ class _Reader:
             return self.values[value.name]
         if isinstance(value, RowCount):
             return value.multiple
+        if isinstance(value, OperandRef):
+            return self._operand(value)
         if isinstance(value, (list, tuple)):
             return [self._resolve(item) for item in value]
         if isinstance(value, Tensor):

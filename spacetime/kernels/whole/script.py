@@ -1,4 +1,4 @@
-"""What a whole program does to one row, as values: products with weights, norms, and runs of pointwise operations.
+"""What a whole program does to one row, as values: products, norms, lookups, and runs of pointwise operations.
 
 All places are static, since a row is never looked at together with another one: only the addresses of a row's input,
 of its scratch memory and of its output change. No torch; printable.
@@ -24,7 +24,10 @@ class Place(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Floats of one row. `number`: which input, output or operand; in scratch memory, which buffer."""
+    """So many floats of a row, or as much memory of integers.
+
+    `number`: which input, output or operand; in scratch memory, which buffer.
+    """
 
     place: Place
     number: int
@@ -55,19 +58,24 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """y[position] = weight @ x[position] + bias, for every position of the row. Operands by their number."""
+    """y[position] = weight @ x[position] + bias, for every position of the row. Operands by their number.
+
+    A weight may also be something that was computed: [num_outputs, num_inputs], the last step 1.
+    """
 
     x: View  # [positions, num_inputs], both steps static, the last one 1
     y: View  # [positions, num_outputs], dense
-    weight: int
+    weight: int | View
     bias: int | None
     positions: int
     position_step: int
     num_inputs: int
     num_outputs: int
+    weight_step: int  # from the weights of one output to those of the next
 
     def __str__(self) -> str:
-        return f"{self.y} = product({self.x}, operand {self.weight})"
+        weight = f"operand {self.weight}" if isinstance(self.weight, int) else str(self.weight)
+        return f"{self.y} = product({self.x}, {weight})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,22 @@ class Along:
 
     def __str__(self) -> str:
         return f"{self.y} = {self.kind}({self.x})"
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """y[i] = source[index i]. Indices are integers of 64 bits: their offset and step are in these."""
+
+    source: View  # [entries, width] dense
+    indices: View
+    y: View  # dense
+    num_entries: int
+    width: int
+    num_indices: int
+    index_step: int
+
+    def __str__(self) -> str:
+        return f"{self.y} = lookup({self.source}, {self.indices})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +139,7 @@ class Pointwise:
         return f"{', '.join(str(view) for _, view in self.stores)} = {names}"
 
 
-Stage = Product | Along | Pointwise
+Stage = Product | Along | Lookup | Pointwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +158,21 @@ class Script:
 
     @property
     def request_words(self) -> int:
-        """Of a request in the table that the native function reads: rows, scratch memory, inputs, outputs."""
-        return 2 + len(self.inputs) + len(self.outputs)
+        """Of a request in the table that the native function reads: rows, scratch, fault, inputs, outputs."""
+        return 3 + len(self.inputs) + len(self.outputs)
 
     @property
     def vectors_per_row(self) -> float:
-        """By how many vectors of a row its weights are multiplied: 1 for most models, the length for one of sequences."""
-        sizes = [
-            (each.num_inputs * each.num_outputs, each.positions) for each in self.stages if isinstance(each, Product)
-        ]
-        weights = sum([floats for floats, _ in sizes])
-        return sum([floats * positions for floats, positions in sizes]) / weights if weights else 1.0
+        """How many vectors of a row meet its weights: 1 for most models, the length for one of sequences."""
+        products = [stage for stage in self.stages if isinstance(stage, Product) and isinstance(stage.weight, int)]
+        weights = sum([each.num_inputs * each.num_outputs for each in products])
+        met = sum([each.num_inputs * each.num_outputs * each.positions for each in products])
+        return met / weights if weights else 1.0
+
+    @property
+    def may_fault(self) -> bool:
+        """Can a row ask for what does not exist?"""
+        return any(isinstance(stage, Lookup) for stage in self.stages)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.stages))

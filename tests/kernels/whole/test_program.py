@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spacetime import zoo
-from spacetime.backends.executables import CohortExecutable
+from spacetime.backends.executables import Call, CohortExecutable
 from spacetime.capture import slab
 from spacetime.capture.selfcheck import TOLERANCE, deviation, magnitude
+from spacetime.device import Partition
 from spacetime.kernels.vector.host import Host, has_threads, host
 from spacetime.kernels.whole.program import MOST_VECTORS, WholeProgram
+from spacetime.plan import Lane, RequestView, Segment
 from tests.kernels.hosts import hosts, on_every_host
 from tests.kernels.whole.programs import Random, executable_of, whole_of
 
@@ -65,7 +67,7 @@ def test_any_program(on: Host, structure: int, data: st.DataObject) -> None:
 
 
 @on_every_host
-@pytest.mark.parametrize("model", ["mlp", "gru_cell", "lstm_cell", "gru", "lstm"])
+@pytest.mark.parametrize("model", ["mlp", "gru_cell", "lstm_cell", "gru", "lstm", "recommender"])
 def test_the_small_models_of_the_zoo(on: Host, model: str) -> None:
     modules, executable = zoo_tenants(model)
     whole = whole_of(executable, on)
@@ -159,12 +161,62 @@ def test_requests_of_many_rows_are_left_to_blas() -> None:
         (nn.Linear(4, 4).double(), (torch.randn(2, 4, dtype=torch.float64),), "plain floats"),
         (nn.Sequential(nn.Linear(4, 4), nn.Softplus()), (torch.randn(2, 4),), "softplus"),
         (nn.Linear(4, 4), (torch.randn(2, MOST_VECTORS + 1, 4),), "BLAS"),
-        (nn.Embedding(10, 4), (torch.tensor([[1, 2], [3, 4]]),), "embedding"),
+        (
+            nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Unflatten(1, (2, 2)), nn.LayerNorm((2, 2))),
+            (torch.randn(2, 4),),
+            "norm",
+        ),
     ],
 )
 def test_what_is_not_whole_says_why(module: nn.Module, example: tuple[Tensor, ...], reason: str) -> None:
     whole = executable_of([module], example).whole
     assert isinstance(whole, str) and reason in whole
+
+
+class Lookups(nn.Module):
+    """Embeddings of several ids per row, products of what they give, and picks by an index that is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 6)
+        self.register_buffer("picked", torch.tensor([5, 0, 3, 3]))
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found = self.table(ids)
+        scores = torch.matmul(found, found.transpose(1, 2)).flatten(1)
+        logits: Tensor = self.out(scores.index_select(1, self.picked))
+        return logits
+
+
+def lookups() -> tuple[list[nn.Module], CohortExecutable]:
+    modules: list[nn.Module] = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        modules.append(Lookups())
+    return modules, executable_of(modules, (torch.tensor([[1, 2, 3], [4, 5, 6]]),))
+
+
+@on_every_host
+def test_lookups(on: Host) -> None:
+    modules, executable = lookups()
+    whole = whole_of(executable, on)
+    agree(whole, modules, [1, 0, 1], [(torch.randint(0, 11, (rows, 3)),) for rows in (1, 3, 2)])
+    agree(whole, modules, [0], [(torch.tensor([[0, 10, 10]]),)])
+
+
+@pytest.mark.parametrize("bad", [11, -1, 1 << 40, -(1 << 63)])
+def test_an_index_that_does_not_exist_fails_for_its_own_request(bad: int) -> None:
+    modules, executable = lookups()
+    good, wrong = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 2, 3], [0, bad, 0]])
+    whole = whole_of(executable, hosts()[0])
+    assert whole.run([0, 1], [(good,), (wrong,)]) is None
+    requests = tuple(RequestView(index, str(index), rows, 0) for index, rows in enumerate((1, 2)))
+    lane = Lane("cohort", requests, (Segment(Partition(1, 1, 1)),), fused=True)
+    first, second = executable.run(lane, [Call((good,), (good,)), Call((wrong,), (wrong,))])
+    assert isinstance(second.error, IndexError) and first.error is None
+    with torch.no_grad():
+        torch.testing.assert_close(first.value, modules[0](good))
 
 
 def test_a_processor_without_vector_kernels_says_so() -> None:
