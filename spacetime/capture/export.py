@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram, default_decompositions
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from spacetime.capture.decompositions import repaired
 from spacetime.capture.simplify import unmerge_linears
 
 MAX_ROWS = 65_536
@@ -91,7 +92,7 @@ def _check_inputs(leaves: list[Any]) -> None:
 def _decompositions() -> dict[Any, Any]:
     table = default_decompositions()
     operators: list[Any] = list(table)
-    return {op: table[op] for op in operators if op._schema.name.removeprefix("aten::") in DECOMPOSED}
+    return repaired({op: table[op] for op in operators if op._schema.name.removeprefix("aten::") in DECOMPOSED})
 
 
 @contextmanager
