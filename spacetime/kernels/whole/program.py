@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from spacetime.capture.fuse import FusedProgram
 from spacetime.capture.layer import Layer
+from spacetime.kernels.vector.emitter import FLOAT_BYTES
 from spacetime.kernels.vector.host import Host
 from spacetime.kernels.vector.library import Kernel
 from spacetime.kernels.whole.compiled import compiled
@@ -18,6 +20,7 @@ from spacetime.kernels.whole.reader import NotWhole, read
 from spacetime.kernels.whole.script import Script
 
 MOST_VECTORS = 64  # of a request, per product: with more (measured: 64 to 128), BLAS has the better products
+_FLOATS = torch.empty(0, dtype=torch.float32, device="cpu")  # new_empty() of it costs half of torch.empty()
 _MIXES = 512  # of tenants, whose weights are remembered
 
 
@@ -60,29 +63,31 @@ class WholeProgram:
         stacks = [layer.stack for layer in self._layers]
         weights = self._weights(tuple(slots), stacks)
         counts = [tensors[0].shape[0] for tensors in requests]
-        scratch = torch.empty(sum(counts) * script.scratch_floats, dtype=torch.float32, device="cpu")
-        place, row_bytes = scratch.data_ptr(), script.scratch_floats * scratch.element_size()
+        scratch = _FLOATS.new_empty(sum(counts) * script.scratch_floats)
+        place, row_bytes = scratch.data_ptr(), script.scratch_floats * FLOAT_BYTES
         words: list[int] = []
         held: list[Tensor] = []
         results: list[list[Tensor]] = []
         for count, tensors in zip(counts, requests, strict=True):
             inputs = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
-            outputs = [torch.empty((count, *shape), dtype=torch.float32, device="cpu") for shape in script.outputs]
+            outputs = [_FLOATS.new_empty((count, *shape)) for shape in script.outputs]
             words += (count, place, 0)
             words += [tensor.data_ptr() for tensor in inputs]
             words += [tensor.data_ptr() for tensor in outputs]
             held += inputs
             results.append(outputs)
             place += count * row_bytes
-        table = torch.tensor(words, device="cpu")
-        self._kernel(len(requests), torch.get_num_threads(), table.data_ptr(), weights.table.data_ptr())
-        if script.may_fault and any(table[2 :: script.request_words].tolist()):
+        table = array("q", words)
+        self._kernel(len(requests), torch.get_num_threads(), table.buffer_info()[0], weights.table.data_ptr())
+        if script.may_fault and any(table[2 :: script.request_words]):
             return None
         return results
 
     def _weights(self, slots: tuple[int, ...], stacks: Sequence[Tensor]) -> _Weights:
         versions = [layer.version for layer in self._layers]
         places = [stack.data_ptr() for stack in stacks]
+        if not all([layer.is_stacked() for layer in self._layers]):
+            return self._find(slots, versions, places)  # contents in other slabs move without our knowing
         known = self._mixes.get(slots)
         if known is None or known.versions != versions or known.places != places:
             known = self._mixes[slots] = self._find(slots, versions, places)
@@ -93,7 +98,7 @@ class WholeProgram:
     def _find(self, slots: tuple[int, ...], versions: list[int], places: list[int]) -> _Weights:
         found = [[layer.of_slot(slot) for layer in self._layers] for slot in slots]
         table = torch.tensor([[tensor.data_ptr() for tensor in operands] for operands in found], device="cpu")
-        return _Weights(versions, places, table)
+        return _Weights(versions, places, table, found)
 
 
 def _most_rows(script: Script) -> int:
@@ -107,3 +112,4 @@ class _Weights:
     versions: list[int]
     places: list[int]
     table: Tensor
+    held: list[list[Tensor]]  # names for memory that is not in the stacks

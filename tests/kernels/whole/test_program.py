@@ -20,6 +20,7 @@ from spacetime.device import Partition
 from spacetime.kernels.vector.host import Host, has_threads, host
 from spacetime.kernels.whole.program import MOST_VECTORS, WholeProgram
 from spacetime.plan import Lane, RequestView, Segment
+from spacetime.runtime.prepare import Preparer
 from tests.kernels.hosts import hosts, on_every_host
 from tests.kernels.whole.programs import Random, executable_of, whole_of
 
@@ -125,6 +126,33 @@ def test_weights_that_move_are_found_again(monkeypatch: pytest.MonkeyPatch) -> N
     agree(whole, modules, [2, 0, 1], [example, example, example])
     executable.cohort.leave("0")
     agree(whole, modules, [2, 1], [example, example])
+
+
+def test_weights_in_another_cohorts_slab_are_found_where_they_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slab, "_RESERVE", 1)
+    preparer, example = Preparer(), (torch.randn(2, 128),)
+    backbone = nn.Linear(128, 128).state_dict()
+
+    def tenant(name: str, *head: nn.Module) -> tuple[nn.Module, CohortExecutable]:
+        module = nn.Sequential(nn.Linear(128, 128), *head).eval()
+        module[0].load_state_dict(backbone)
+        executable = preparer.prepare(name, module, example, exact=False).executable
+        assert isinstance(executable, CohortExecutable)
+        return module, executable
+
+    first, owner = tenant("first", nn.Tanh())
+    guest, executable = tenant("guest", nn.ReLU(), nn.Linear(128, 3))
+    whole = whole_of(executable, hosts()[0])
+    assert not all(layer.is_stacked() for layer in executable.cohort.layers)
+    agree(whole, [guest], [0], [example])
+    before = owner.cohort.layers[0].stack.data_ptr()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        backbone = nn.Linear(128, 128).state_dict()
+        tenant(f"other{seed}", nn.Tanh())
+    assert owner.cohort.layers[0].stack.data_ptr() != before
+    agree(whole, [guest], [0], [example])
+    del first
 
 
 def _weights(executable: Any, module: nn.Module) -> list[Tensor]:
