@@ -112,9 +112,9 @@ class Side(Remote):
     def __init__(self, make: Callable[..., Action], *arguments: Any) -> None:
         super().__init__(_Timed, make, *arguments)
 
-    def block_median_us(self, rounds: int) -> float:
+    def block_median_us(self, rounds: int, least_us: float = 0.0) -> float:
         """The median of a block of rounds, timed where they run."""
-        median_us: float = self.call("block_median_us", rounds)
+        median_us: float = self.call("block_median_us", rounds, least_us)
         return median_us
 
 
@@ -122,8 +122,8 @@ class _Timed:
     def __init__(self, make: Callable[..., Action], *arguments: Any) -> None:
         self._action = make(*arguments)
 
-    def block_median_us(self, rounds: int) -> float:
-        return block_median_us(self._action, rounds)
+    def block_median_us(self, rounds: int, least_us: float) -> float:
+        return block_median_us(self._action, rounds, least_us)
 
 
 class _Start:

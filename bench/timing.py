@@ -37,9 +37,15 @@ def repeats_for(action_us: float, block_us: float, most: int = 1000) -> int:
     return max(1, min(most, round(block_us / max(action_us, 1e-3))))
 
 
-def block_median_us(action: Action, rounds: int) -> float:
-    """Several rounds of one side in a row. What ran before may still disturb the first, so that one does not count."""
-    return median([duration_us(action) for _ in range(rounds)][1:])
+def block_median_us(action: Action, rounds: int, least_us: float = 0.0) -> float:
+    """Rounds of one side in a row: so many, and until they have lasted so long.
+
+    What ran before may still disturb the first, so that one does not count.
+    """
+    durations_us = [duration_us(action) for _ in range(rounds)]
+    while sum(durations_us) < least_us:
+        durations_us.append(duration_us(action))
+    return median(durations_us[1:])
 
 
 def interleaved_us(sides: Sequence[Callable[[], float]], count: int) -> list[list[float]]:

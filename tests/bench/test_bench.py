@@ -108,6 +108,13 @@ def test_the_first_round_of_a_block_is_not_counted(monkeypatch: pytest.MonkeyPat
     assert block_median_us(lambda: None, 4) == 2.0
 
 
+def test_a_block_lasts_as_long_as_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations_us = iter([1000.0, 3.0, 5.0, 4.0, 9.0])
+    monkeypatch.setattr("bench.timing.duration_us", lambda action: next(durations_us))
+    assert block_median_us(lambda: None, 2, least_us=1010.0) == 4.0
+    assert next(durations_us) == 9.0
+
+
 # -- results ----------------------------------------------------------------------------------------------
 
 
