@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spacetime.errors import PartitionError
-from spacetime.values import Value
+from spacetime.values import Value, quickly_made
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Partition(Value):
     """A set of atoms of one device: bit i of `atoms` is atom i."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spacetime.device import PARTITIONS_ONLY, Capabilities, Device, Partition
-from spacetime.values import Value
+from spacetime.values import Value, quickly_made
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class RequestView(Value):
     """A waiting request, as a policy sees it."""
@@ -22,6 +23,7 @@ class RequestView(Value):
     deadline_us: int | None = None
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class TenantView(Value):
     """A tenant, as a policy sees it: who it can share a launch with, and what it waits for."""
@@ -47,6 +49,7 @@ class TenantView(Value):
     share_since_us: int = 0  # when `share_units` came in force
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Load(Value):
     """What a launch or a lane is given of one program: rows in all, and the sets of weights that they meet."""
@@ -67,6 +70,7 @@ class MergedView(Value):
     cohorts: tuple[str, ...]
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Segment(Value):
     """A run of consecutive kernels on one partition; `last_kernel` is exclusive, -1 means to the end."""
@@ -93,6 +97,7 @@ class Resize(Value):
     units: int
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Lane(Value):
     """One batch on its way through the device. `fused` False: the plain modules, one request after another."""
@@ -124,6 +129,7 @@ class Lane(Value):
         return max(segment.partition.granted_units for segment in self.segments)
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Plan(Value):
     """The lanes to start now. `wake_at_us`: ask again then, even if nothing happens before."""
@@ -134,6 +140,7 @@ class Plan(Value):
     resizes: tuple[Resize, ...] = ()
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Snapshot(Value):
     """Everything a policy may base a decision on. Tenants without waiting requests are left out."""

@@ -1,4 +1,4 @@
-"""JSON for frozen values. Bottom layer; the value modules (ir, device, workload, plan, trace) import it.
+"""JSON for frozen values, and making them quickly. Bottom layer; ir, device, workload, plan and trace import it.
 
 `Value` gives a frozen dataclass `to_json()` and `from_json()`. Field annotations drive the decoding, so
 a file from another version fails with the name of the field instead of loading half of it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Self, TypeVar, Union, get_args, get_origin
@@ -30,6 +30,39 @@ class Value:
     @classmethod
     def from_json(cls, text: str) -> Self:
         return decode(cls, json.loads(text))
+
+
+def quickly_made(kind: type[T]) -> type[T]:
+    """A frozen dataclass with slots, made in half the time or less; nothing else about it changes.
+
+    The loop makes some of these per request and some hundreds per decision, and dataclasses sets every field of a
+    frozen value by name (2 us for a TenantView). Here a value is of a class with the same slots that is not frozen,
+    while its fields are set, and of its own ever after. Without defaults that are made, and final.
+    """
+    made_by = kind.__init__
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    thawed = type(f"_Thawed{kind.__name__}", kind.__bases__, {"__slots__": tuple(names)})
+    lines = [
+        f"def __init__(self, {', '.join(names)}):",
+        "    change_class(self, thawed)",
+        *[f"    self.{name} = {name}" for name in names],
+        "    self.__class__ = kind",
+    ]
+    known: dict[str, Any] = {"change_class": _change_class, "thawed": thawed, "kind": kind}
+    exec("\n".join(lines), known)  # as dataclasses does
+    init = known["__init__"]
+    init.__defaults__, init.__qualname__ = made_by.__defaults__, made_by.__qualname__
+    init.__annotations__ = made_by.__annotations__
+    kind.__init__ = init  # type: ignore[method-assign]
+    kind.__init_subclass__ = classmethod(_refuse_subclass)  # type: ignore[assignment]
+    return kind
+
+
+_change_class: Callable[[object, type], None] = object.__dict__["__class__"].__set__
+
+
+def _refuse_subclass(kind: type) -> None:
+    raise TypeError(f"{kind.__mro__[1].__name__} has no subclasses: its __init__ makes that class and no other")
 
 
 def encode(value: Any) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 from spacetime.device import Capabilities, Device, Partition
 from spacetime.errors import OptionError
 from spacetime.ir import Kernel, Program, Rows, TensorSpec
-from spacetime.plan import Lane, Plan, RequestView, Segment, Snapshot, TenantView
+from spacetime.plan import Lane, Load, Plan, RequestView, Segment, Snapshot, TenantView
 from spacetime.trace import LaneEvent, Trace
 from spacetime.values import Value
 from spacetime.workload import Arrival, Workload
@@ -60,6 +63,42 @@ def test_json_round_trip_is_exact(kind: type[Value], data: st.DataObject) -> Non
 def test_values_are_frozen(kind: type[Value]) -> None:
     assert dataclasses.is_dataclass(kind)
     assert kind.__dataclass_params__.frozen
+
+
+MADE_QUICKLY = [Partition, RequestView, TenantView, Load, Segment, Lane, Plan, Snapshot]
+
+
+@pytest.mark.parametrize("kind", MADE_QUICKLY)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_values_that_are_made_quickly_are_as_dataclasses_makes_them(kind: type[Value], data: st.DataObject) -> None:
+    value = data.draw(values_of(kind))
+    names = [field.name for field in dataclasses.fields(kind)]
+    assert type(value) is kind
+    assert kind(*[getattr(value, name) for name in names]) == value, "by position"
+    for again in (dataclasses.replace(value), copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
+        assert type(again) is kind and again == value and hash(again) == hash(value) and repr(again) == repr(value)
+    for name in (names[0], "unknown"):
+        with pytest.raises((dataclasses.FrozenInstanceError, TypeError, AttributeError)):
+            setattr(value, name, 1)
+    assert not hasattr(value, "__dict__")
+
+
+@pytest.mark.parametrize("kind", MADE_QUICKLY)
+def test_values_that_are_made_quickly_take_the_arguments_of_their_fields(kind: type[Value]) -> None:
+    parameters = list(inspect.signature(kind).parameters.values())
+    fields = dataclasses.fields(kind)
+    assert [each.name for each in parameters] == [field.name for field in fields]
+    for parameter, field in zip(parameters, fields, strict=True):
+        given_default = None if field.default is dataclasses.MISSING else field.default
+        assert (None if parameter.default is parameter.empty else parameter.default) == given_default
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        kind(colour="red")
+
+
+def test_values_that_are_made_quickly_have_no_subclasses() -> None:
+    with pytest.raises(TypeError, match="Lane has no subclasses"):
+        type("Wider", (Lane,), {})
 
 
 PARTITION = json.loads(Partition(3, 2, 2).to_json())

@@ -55,13 +55,28 @@ class Allocator:
         """A mask of so many atoms, or of fewer, or 0; they count as held from now on."""
         rooms = self._rooms
         if len(rooms) == 1:
-            return self._give(0, num_atoms if num_atoms < rooms[0] else rooms[0])
+            return self.take_each((num_atoms,))[0]
         ranked = sorted(range(len(rooms)), key=self._loads.__getitem__)
         atoms = 0
         for rank, share in enumerate(_shares(self._order, tuple([rooms[group] for group in ranked]), num_atoms)):
             if share:
                 atoms |= self._give(ranked[rank], share)
         return atoms
+
+    def take_each(self, sizes: Iterable[int]) -> list[int]:
+        """`take` for one lane after another."""
+        if len(self._rooms) > 1:
+            return [self.take(num_atoms) for num_atoms in sizes]
+        size, levels, limit, room = self._sizes[0], self._levels[0], self._limits[0], self._rooms[0]
+        masks = []
+        for num_atoms in sizes:  # as `_give`, without what only tells groups apart
+            share = num_atoms if num_atoms < room else room
+            relevant = limit if limit <= len(levels) else len(levels) + 1
+            atoms, levels, num_dropped, room = _grant(size, relevant, levels, share)
+            limit -= num_dropped
+            masks.append(atoms)
+        self._levels[0], self._limits[0], self._rooms[0] = levels, limit, room
+        return masks
 
     def _give(self, group: int, share: int) -> int:
         levels = self._levels[group]

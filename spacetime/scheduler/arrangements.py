@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from functools import lru_cache
 from heapq import heapreplace
 from math import inf
-from operator import itemgetter
 from typing import NamedTuple
 
 from spacetime.device import Device
 from spacetime.scheduler.protocols import CostModel
-from spacetime.scheduler.selection import ROWS_PER_LANE, Chunk, Cohort
+from spacetime.scheduler.selection import ROWS_OF, ROWS_PER_LANE, URGENCY_OF, Chunk, Cohort, lanes_us
+from spacetime.scheduler.tables import LaneSize
 
 LATE = 1e18  # added to the score of what misses the deadline
 
@@ -32,17 +32,14 @@ class Arrangement(NamedTuple):
     lane_us: float  # of an average lane
 
 
-class _Candidate(NamedTuple):
-    """Lanes of one size, and what an average one would hold."""
+class _Candidates(NamedTuple):
+    """Lanes of one size each; entries of the same index belong together."""
 
-    atoms: int
-    units: int
-    num_lanes: int
-    num_slots: int
-    fused: bool
-    tenants: int  # per lane
-    rows: int  # per lane
-    rounds: int
+    lanes: tuple[LaneSize, ...]  # what an average one would hold
+    rows: tuple[int, ...]  # the same as columns
+    units: tuple[int, ...]
+    rounds: tuple[int, ...]
+    arrangements: tuple[tuple[int, int, int, int, bool], ...]  # atoms, units, lanes, slots, fused
 
 
 def choose(
@@ -62,11 +59,10 @@ def choose(
 def _best(
     cohort: Cohort, device: Device, free_atoms: int, num_claims: int, costs: CostModel, slack_us: float
 ) -> Arrangement:
-    name, lane_us_of = cohort.name, costs.lane_us
-    num_rows, num_chunks = sum([chunk[0] for chunk in cohort.chunks]), len(cohort.chunks)
+    num_rows, num_chunks = sum(map(ROWS_OF, cohort.chunks)), len(cohort.chunks)
     smallest = 1 if cohort.min_units == 1 else atoms_needed(cohort.min_units, device)
     fewest = min(num_chunks, -(-num_rows // ROWS_PER_LANE)) if cohort.fusible else num_chunks
-    candidates = _candidates(
+    lanes, all_rows, all_units, rounds, arrangements = _candidates(
         num_rows,
         num_chunks,
         fewest,
@@ -77,16 +73,16 @@ def _best(
         device.num_units,
         device.units_per_atom,
     )
-    best, best_us, best_score = candidates[0], inf, inf
-    for candidate in candidates:
-        _, units, _, _, fused, tenants, rows, rounds = candidate
-        lane_us = lane_us_of(name, tenants=tenants, rows=rows, units=units, fused=fused)
-        score = lane_us * rounds if num_claims == 1 else lane_us * units / rows
+    prices = lanes_us(costs, cohort.name, lanes)
+    is_alone, best, best_score = num_claims == 1, 0, inf
+    for index, lane_us in enumerate(prices):
+        score = lane_us * rounds[index] if is_alone else lane_us * all_units[index] / all_rows[index]
         if lane_us > slack_us:
             score += LATE
         if score < best_score:
-            best, best_us, best_score = candidate, lane_us, score
-    return Arrangement(*best[:5], best_us)
+            best, best_score = index, score
+    atoms, units, num_lanes, num_slots, fused = arrangements[best]
+    return Arrangement(atoms, units, num_lanes, num_slots, fused, prices[best])
 
 
 def atoms_needed(units: int, device: Device) -> int:
@@ -109,20 +105,21 @@ def _candidates(
     num_claims: int,
     num_units: int,
     units_per_atom: int,
-) -> tuple[_Candidate, ...]:
+) -> _Candidates:
     """Everything worth a look, largest lanes first."""
     share = free_atoms // num_claims  # atoms left idle help nobody: an arrangement fills its share of them
     most = free_atoms if num_claims == 1 else max(2 * share, smallest)  # nor does one that leaves none to others
-    found = []
+    lanes, rounds, arrangements = [], [], []
     for atoms in lane_sizes(most, smallest):
         units = num_units if atoms == num_units // units_per_atom else atoms * units_per_atom
         slots = most // atoms if num_claims == 1 else max(1, min(most // atoms, -(-share // atoms)))
         for num_lanes, fused in _deals(num_chunks, fewest, fusible, slots, num_claims == 1):
             if num_claims == 1 or min(num_lanes, slots) * atoms >= share:
-                tenants, rows = -(-num_chunks // num_lanes), -(-num_rows // num_lanes)
-                rounds = -(-num_lanes // slots)
-                found.append(_Candidate(atoms, units, num_lanes, slots, fused, tenants, rows, rounds))
-    return tuple(found)
+                lanes.append((-(-num_chunks // num_lanes), -(-num_rows // num_lanes), units, fused))
+                rounds.append(-(-num_lanes // slots))
+                arrangements.append((atoms, units, num_lanes, slots, fused))
+    rows_of, units_of = tuple([lane[1] for lane in lanes]), tuple([lane[2] for lane in lanes])
+    return _Candidates(tuple(lanes), rows_of, units_of, tuple(rounds), tuple(arrangements))
 
 
 def lane_sizes(most: int, smallest: int) -> list[int]:
@@ -151,24 +148,24 @@ def deal(chunks: list[Chunk], num_lanes: int, num_slots: int) -> list[list[Chunk
         return [chunks]
     groups = [[chunk] for chunk in chunks] if num_lanes == len(chunks) else _balanced(chunks, num_lanes)
     if len(groups) > num_slots:
-        groups.sort(key=lambda group: min([chunk[1] for chunk in group]))
+        groups.sort(key=lambda group: min(map(URGENCY_OF, group)))
     return groups
 
 
 def _balanced(chunks: Iterable[Chunk], num_lanes: int) -> list[list[Chunk]]:
     """The largest chunk goes where there is most room; one that fits nowhere gets a lane of its own."""
-    ordered = sorted(chunks, key=itemgetter(0), reverse=True)
+    ordered = sorted(chunks, key=ROWS_OF, reverse=True)
     groups = [ordered[first::num_lanes] for first in range(num_lanes)]  # quick, and hardly worse when there are many
-    rows_of = [sum([chunk[0] for chunk in group]) for group in groups]
-    if max(rows_of) <= min(ROWS_PER_LANE, min(rows_of) + 1 + min(rows_of) // 16):
+    most, least = [sum(map(ROWS_OF, group)) for group in (groups[0], groups[-1])]  # in descending order
+    if most <= min(ROWS_PER_LANE, least + 1 + least // 16):
         return groups
     groups = [[] for _ in range(num_lanes)]
     loads = [(0, index) for index in range(num_lanes)]
     for chunk in ordered:
-        rows, index = loads[0]
-        if rows and rows + chunk[0] > ROWS_PER_LANE:
+        load, index = loads[0]
+        if load and load + chunk[0] > ROWS_PER_LANE:
             groups.append([chunk])
         else:
             groups[index].append(chunk)
-            heapreplace(loads, (rows + chunk[0], index))
+            heapreplace(loads, (load + chunk[0], index))
     return groups

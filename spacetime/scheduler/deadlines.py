@@ -15,7 +15,7 @@ from spacetime.device import Device
 from spacetime.plan import RequestView, TenantView
 from spacetime.scheduler.arrangements import Arrangement, atoms_needed, lane_sizes, lane_units
 from spacetime.scheduler.protocols import CostModel
-from spacetime.scheduler.selection import ROWS_PER_LANE, Chunk, Cohort, Urgency, forms
+from spacetime.scheduler.selection import ROWS_PER_LANE, Chunk, Cohort, Urgency, forms, lanes_us
 
 Part = tuple[RequestView, TenantView, Urgency]  # one request of a chunk
 
@@ -41,13 +41,13 @@ class Deadlines:
 
     def next_one(self, chunks: list[Chunk]) -> Due:
         """The next deadline, be it within reach or not."""
-        now_us, found = self._now_us, NEVER
+        now_us, first_us, rows = self._now_us, inf, 0
         for chunk in chunks:
             for view in chunk[3]:
                 due_us = view.deadline_us
-                if due_us is not None and now_us < due_us < now_us + found.slack_us:
-                    found = Due(due_us - now_us, view.rows)
-        return found
+                if due_us is not None and now_us < due_us < first_us:
+                    first_us, rows = due_us, view.rows
+        return NEVER if first_us == inf else Due(first_us - now_us, rows)
 
     def tightest(self, free_atoms: int) -> Due:
         """The next deadline that can be met on the free atoms."""
@@ -114,11 +114,10 @@ class Deadlines:
     def _alone(self, rows: int, free_atoms: int) -> list[tuple[float, int, bool]]:
         """(lane_us, atoms, fused) of one request by itself, for every size that it may have."""
         smallest = atoms_needed(self._cohort.min_units, self._device)
-        return [
-            (self._lane_us(1, rows, lane_units(atoms, self._device), fused), atoms, fused)
-            for atoms in lane_sizes(free_atoms, smallest)
-            for fused in forms(self._cohort.fusible)
-        ]
+        sizes = [(atoms, fused) for atoms in lane_sizes(free_atoms, smallest) for fused in forms(self._cohort.fusible)]
+        lanes = [(1, rows, lane_units(atoms, self._device), fused) for atoms, fused in sizes]
+        prices = lanes_us(self._costs, self._cohort.name, lanes)
+        return [(us, atoms, fused) for us, (atoms, fused) in zip(prices, sizes, strict=True)]
 
 
 def _chunks(parts: list[Part]) -> list[Chunk]:

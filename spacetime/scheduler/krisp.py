@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -45,13 +44,12 @@ def _decide(placement: Placement, snapshot: Snapshot, costs: CostModel) -> Plan:
     if snapshot.device.hardware_queues:
         most = min(most, snapshot.device.hardware_queues)
     del tenants[max(0, most - len(snapshot.running)) :]
-    capabilities = snapshot.capabilities
-    floats = capabilities.placement and capabilities.segments
-    lanes = _floating if floats else _confined
     isolated = placement.max_overlap == 0
     if isolated and tenants:
         placement = _isolated(placement.order, _equal_share(snapshot, len(tenants)))
-    return Plan(tuple(lanes(tenants, placement, snapshot, _Sizings(snapshot.device, costs, floats))), isolated=isolated)
+    floats = snapshot.capabilities.placement and snapshot.capabilities.segments
+    lanes = _floating if floats else _confined
+    return Plan(tuple(lanes(tenants, placement, snapshot, costs)), isolated=isolated)
 
 
 def _equal_share(snapshot: Snapshot, num_starting: int) -> int:
@@ -65,41 +63,64 @@ def _isolated(order: str, min_units: int) -> Placement:
     return Placement(order, 0, min_units)
 
 
-def _floating(tenants: list[TenantView], placement: Placement, snapshot: Snapshot, sizings: _Sizings) -> list[Lane]:
+def _floating(tenants: list[TenantView], placement: Placement, snapshot: Snapshot, costs: CostModel) -> list[Lane]:
     """The device sees to it that kernels keep apart, or wait."""
-    return [Lane(t.cohort, t.waiting[:1], sizings[_lane_kind(t)].segments, False, placement) for t in tenants]
-
-
-def _confined(tenants: list[TenantView], placement: Placement, snapshot: Snapshot, sizings: _Sizings) -> list[Lane]:
-    """On atoms that are the lane's from its start to its end."""
-    device, free_atoms = snapshot.device, snapshot.free_atoms & snapshot.device.all_atoms
-    isolated = placement.max_overlap == 0
-    held = [device.all_atoms & ~free_atoms] if isolated else [lane.atoms for lane in snapshot.running]
-    allocator, num_free = Allocator(device, placement, held), free_atoms.bit_count()
-    share = placement.min_units // device.units_per_atom
-    segments: dict[int, tuple[Segment, ...]] = {}
+    sizings: dict[LaneKind, Sizing] = {}
     lanes = []
     for tenant in tenants:
-        if isolated and not num_free:
-            break
-        sizing = sizings[_lane_kind(tenant)]
-        if isolated and num_free < max(sizing.smallest, min(share, sizing.largest)):
-            break  # it is next: what is free stays free until there is enough, or it would wait for ever
-        atoms = allocator.take(sizing.largest)
-        num_free -= atoms.bit_count()
-        if atoms not in segments:
-            segments[atoms] = (Segment(_partition(atoms, device)),)
-        lanes.append(Lane(tenant.cohort, tenant.waiting[:1], segments[atoms], False))
+        kind = tenant.cohort, tenant.waiting[0].rows, tenant.min_units
+        sizing = sizings.get(kind)
+        if sizing is None:
+            sizing = sizings[kind] = _sizing(kind, snapshot.device, costs, True)
+        lanes.append(Lane(tenant.cohort, tenant.waiting[:1], sizing.segments, False, placement))
     return lanes
+
+
+def _confined(tenants: list[TenantView], placement: Placement, snapshot: Snapshot, costs: CostModel) -> list[Lane]:
+    """On atoms that are the lane's from its start to its end."""
+    device, free_atoms = snapshot.device, snapshot.free_atoms & snapshot.device.all_atoms
+    if placement.max_overlap == 0:
+        held = [device.all_atoms & ~free_atoms]
+        sizes = _sizes(tenants, free_atoms.bit_count(), placement.min_units // device.units_per_atom, device, costs)
+    else:
+        held = [lane.atoms for lane in snapshot.running]
+        sizes = _sizes(tenants, None, 0, device, costs)
+    masks = Allocator(device, placement, held).take_each(sizes)
+    segments = {atoms: _whole_lane(atoms, _units(atoms.bit_count(), device)) for atoms in set(masks)}
+    return [
+        Lane(tenant.cohort, tenant.waiting[:1], segments[atoms], False)
+        for tenant, atoms in zip(tenants, masks, strict=False)
+    ]
+
+
+def _sizes(tenants: list[TenantView], num_free: int | None, share: int, device: Device, costs: CostModel) -> list[int]:
+    """How many atoms each of the tenants that can start is to have. `num_free` None: as many as they like."""
+    known: dict[LaneKind, tuple[int, int]] = {}
+    sizes = []
+    for tenant in tenants:
+        if num_free == 0:
+            break
+        kind = tenant.cohort, tenant.waiting[0].rows, tenant.min_units
+        found = known.get(kind)
+        if found is None:
+            sizing = _sizing(kind, device, costs, False)
+            found = known[kind] = (sizing.largest, sizing.smallest)
+        largest, smallest = found
+        if num_free is not None:
+            if num_free < max(smallest, min(share, largest)):
+                break  # it is next: what is free stays free until there is enough, or it would wait for ever
+            num_free -= min(largest, num_free)
+        sizes.append(largest)
+    return sizes
 
 
 def _arrival_us(tenant: TenantView) -> int:
     return tenant.waiting[0].arrival_us
 
 
-def _partition(atoms: int, device: Device) -> Partition:
-    units = _units(atoms.bit_count(), device)
-    return Partition(atoms, units, units)
+@lru_cache(maxsize=4096)
+def _whole_lane(atoms: int, units: int) -> tuple[Segment, ...]:
+    return (Segment(Partition(atoms, units, units)),)
 
 
 def _units(num_atoms: int, device: Device) -> int:
@@ -107,41 +128,18 @@ def _units(num_atoms: int, device: Device) -> int:
     return device.num_units if num_atoms == device.num_atoms else num_atoms * device.units_per_atom
 
 
-LaneKind = tuple[str, int, int]  # cohort, rows, the tenant's min_units
+LaneKind = tuple[str, int, int]  # cohort, rows, the tenant's min_units: tenants that agree in these need the same
 
 
-def _lane_kind(tenant: TenantView) -> LaneKind:
-    return tenant.cohort, tenant.waiting[0].rows, tenant.min_units
-
-
-class _Sizings(dict[LaneKind, Sizing]):
-    """Tenants of one cohort need the same: within a decision each kind of lane is looked up once."""
-
-    def __init__(self, device: Device, costs: CostModel, floats: bool) -> None:
-        super().__init__()
-        self._floats = floats
-        self._device = device
-        self._costs = costs
-
-    def __missing__(self, kind: LaneKind) -> Sizing:
-        cohort, rows, min_units = kind
-        times = self._costs.kernel_times(cohort, tenants=1, rows=rows, fused=False)
-        sizing = self[kind] = _sizing(times, min_units, self._device, self._floats)
-        return sizing
-
-
-# A function of values that do not change, and too slow to work out again for every decision.
-_sizings: WeakKeyDictionary[KernelTimes, dict[tuple[int, int, int, bool], Sizing]] = WeakKeyDictionary()
-
-
-def _sizing(times: KernelTimes, min_units: int, device: Device, floats: bool) -> Sizing:
-    known = _sizings.get(times)
-    if known is None:
-        known = _sizings[times] = {}
-    key = min_units, device.num_units, device.units_per_atom, floats
-    if key not in known:
-        known[key] = _size_lane(times, min_units, device, floats)
-    return known[key]
+def _sizing(kind: LaneKind, device: Device, costs: CostModel, floats: bool) -> Sizing:
+    """Kept with the times that it follows from: it is too slow to work out again for every decision."""
+    cohort, rows, min_units = kind
+    times = costs.kernel_times(cohort, tenants=1, rows=rows, fused=False)
+    key = "krisp", min_units, device.num_units, device.units_per_atom, floats
+    sizing: Sizing | None = times.derived.get(key)
+    if sizing is None:
+        sizing = times.derived[key] = _size_lane(times, min_units, device, floats)
+    return sizing
 
 
 def _size_lane(times: KernelTimes, min_units: int, device: Device, floats: bool) -> Sizing:

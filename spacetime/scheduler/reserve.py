@@ -35,6 +35,7 @@ from spacetime.plan import Snapshot, TenantView
 from spacetime.scheduler.arrangements import atoms_needed, lane_units
 from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.selection import ROWS_PER_LANE, Cohort
+from spacetime.values import quickly_made
 
 TOLERANCE = 0.15  # of the best latency of a lane: what the reserve may cost those that it is for
 UNSEEN_SHARE = 0.8  # of the device: every model of the simulator is within about TOLERANCE there, with one row
@@ -44,6 +45,7 @@ BRISK_PER_S = 500.0  # ... so often, is not looked at
 MANY_WAITING = 4 * ROWS_PER_LANE  # no more of a queue is shown
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Part:
     """Cohorts that are served by themselves."""

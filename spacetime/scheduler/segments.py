@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,17 +52,11 @@ def leanest_runs(
     return _remembered(times, key, lambda: _leanest(times, least_atoms, switch_us, tolerance))
 
 
-# A function of values that do not change, and too slow to work out again for every decision.
-_known: WeakKeyDictionary[KernelTimes, dict[tuple[object, ...], tuple[Run, ...]]] = WeakKeyDictionary()
-
-
 def _remembered(times: KernelTimes, key: tuple[object, ...], make: Callable[[], tuple[Run, ...]]) -> tuple[Run, ...]:
-    known = _known.get(times)
-    if known is None:
-        known = _known[times] = {}
-    runs = known.get(key)
+    """Too slow to work out again for every decision."""
+    runs: tuple[Run, ...] | None = times.derived.get(key)
     if runs is None:
-        runs = known[key] = make()
+        runs = times.derived[key] = make()
     return runs
 
 

@@ -13,13 +13,15 @@ deadline starve. So
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import inf
+from operator import itemgetter
 
 from spacetime.plan import RequestView, Snapshot, TenantView
 from spacetime.scheduler.protocols import CostModel
+from spacetime.scheduler.tables import LaneSize
 
 ROWS_PER_LANE = 64  # a request with more rows goes alone
 PATIENCE_US = 1_000_000  # how long one waits behind others' deadlines and priorities
@@ -29,6 +31,7 @@ Urgency = tuple[float, int, float, int]  # deadline, priority, served time per w
 
 # Requests of one tenant that go into one lane, and their rows. Hundreds are made per decision, hence no class.
 Chunk = tuple[int, Urgency, TenantView, tuple[RequestView, ...]]
+ROWS_OF, URGENCY_OF = itemgetter(0), itemgetter(1)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,80 +46,76 @@ class Cohort:
     has_deadlines: bool = False
     num_extra: int = 0  # chunks beyond one per tenant
 
+    @property
+    def num_missing(self) -> int:
+        """Active tenants that have nothing among the chunks, which may still join."""
+        return self.chunks[0][2].active_peers + 1 - (len(self.chunks) - self.num_extra)
+
 
 def cohorts_by_urgency(snapshot: Snapshot, costs: CostModel) -> list[Cohort]:
     """The most urgent first. What cannot be fused, and a straggler, is a cohort of its own."""
-    ranks = _Ranks(snapshot, costs)
+    ranks: _Ranks | None = None
     impatient_us = snapshot.now_us - PATIENCE_US
     cohorts: dict[str | tuple[str, str], Cohort] = {}
-    chunks_of: dict[str | tuple[str, str], list[Chunk]] = {}
     for tenant in snapshot.tenants:
         if tenant.running >= tenant.max_concurrency:
             continue
         waiting = tenant.waiting
         head = waiting[0]
         key = tenant.cohort if tenant.fusible and not tenant.apart else (tenant.cohort, tenant.name)
-        chunks = chunks_of.get(key)
-        if chunks is None:
-            chunks = chunks_of[key] = []
-            cohorts[key] = Cohort(tenant.cohort, tenant.fusible, tenant.fusible and not tenant.apart, chunks)
+        cohort = cohorts.get(key)
+        if cohort is None:
+            cohort = cohorts[key] = Cohort(tenant.cohort, tenant.fusible, tenant.fusible and not tenant.apart, [])
         deadline_us, arrival_us, share = head.deadline_us, head.arrival_us, tenant.served_us / tenant.weight
         due_us = inf
         if deadline_us is not None or arrival_us <= impatient_us:
+            ranks = ranks or _Ranks(snapshot, costs)
             due_us = ranks.due_us(tenant, head, share)
-            cohorts[key].has_deadlines |= deadline_us is not None
+            cohort.has_deadlines |= deadline_us is not None
         urgency = (due_us, tenant.priority, share, arrival_us)
         if tenant.min_units > 1:
-            cohorts[key].min_units = max(cohorts[key].min_units, tenant.min_units)
+            cohort.min_units = max(cohort.min_units, tenant.min_units)
         if len(waiting) == 1:
-            chunks.append((head.rows, urgency, tenant, waiting))
+            cohort.chunks.append((head.rows, urgency, tenant, waiting))
         else:
-            parts = islice(_split(tenant, urgency), tenant.max_concurrency - tenant.running)
-            cohorts[key].num_extra -= 1
-            for part in parts:
-                chunks.append(part)
-                cohorts[key].num_extra += 1
-    return sorted(cohorts.values(), key=_urgency)
-
-
-def _urgency(cohort: Cohort) -> Urgency:
-    return min([chunk[1] for chunk in cohort.chunks])
+            parts = list(islice(_split(tenant, urgency), tenant.max_concurrency - tenant.running))
+            cohort.num_extra += len(parts) - 1
+            cohort.chunks.extend(parts)
+    found = list(cohorts.values())
+    if len(found) > 1:
+        found.sort(key=lambda cohort: min(map(URGENCY_OF, cohort.chunks)))
+    return found
 
 
 class _Ranks:
     """When tenants are due that have a deadline, or have waited for long."""
 
     def __init__(self, snapshot: Snapshot, costs: CostModel) -> None:
-        self._snapshot = snapshot
+        self._now_us = snapshot.now_us
+        self._num_units = snapshot.device.num_units
         self._costs = costs
-        self._mean_share: float | None = None
+        shares = [peer.served_us / peer.weight for peer in snapshot.tenants]
+        self._mean_share = sum(shares) / len(shares)
         self._quickest_us: dict[tuple[str, int, bool], float] = {}
 
     def due_us(self, tenant: TenantView, head: RequestView, share: float) -> float:
-        if self._mean_share is None:
-            shares = [peer.served_us / peer.weight for peer in self._snapshot.tenants]
-            self._mean_share = sum(shares) / len(shares)
+        now_us, deadline_us, arrival_us = self._now_us, head.deadline_us, head.arrival_us
         excess_us = share - self._mean_share
-        deadline_us, now_us = head.deadline_us, self._snapshot.now_us
-        if deadline_us is not None and now_us + self._quickest(tenant, head.rows) <= deadline_us:
-            return deadline_us + min(max(0.0, excess_us), deadline_us - head.arrival_us)
-        if excess_us <= 0 and now_us - head.arrival_us >= PATIENCE_US:
-            return head.arrival_us + PATIENCE_US
+        if deadline_us is not None:
+            key = (tenant.cohort, head.rows, tenant.fusible)
+            quickest_us = self._quickest_us.get(key)
+            if quickest_us is None:
+                quickest_us = self._quickest_us[key] = self._quickest(*key)
+            if now_us + quickest_us <= deadline_us:
+                later_us = excess_us if excess_us > 0 else 0.0
+                return deadline_us + (later_us if later_us <= deadline_us - arrival_us else deadline_us - arrival_us)
+        if excess_us <= 0 and now_us - arrival_us >= PATIENCE_US:
+            return arrival_us + PATIENCE_US
         return inf
 
-    def _quickest(self, tenant: TenantView, rows: int) -> float:
+    def _quickest(self, cohort: str, rows: int, fusible: bool) -> float:
         """The rows by themselves on the whole device."""
-        key = (tenant.cohort, rows, tenant.fusible)
-        known = self._quickest_us.get(key)
-        if known is None:
-            units = self._snapshot.device.num_units
-            known = self._quickest_us[key] = min(
-                [
-                    self._costs.lane_us(tenant.cohort, tenants=1, rows=rows, units=units, fused=fused)
-                    for fused in forms(tenant.fusible)
-                ]
-            )
-        return known
+        return min(lanes_us(self._costs, cohort, [(1, rows, self._num_units, fused) for fused in forms(fusible)]))
 
 
 def forms(fusible: bool) -> tuple[bool, ...]:
@@ -136,3 +135,14 @@ def _split(tenant: TenantView, urgency: Urgency) -> Iterator[Chunk]:
             rows += waiting[end].rows
             end += 1
         yield rows, urgency, tenant, waiting[start:end]
+
+
+def lanes_us(costs: CostModel, cohort: str, lanes: Sequence[LaneSize]) -> list[float]:
+    """What each of them takes."""
+    at_once: Callable[[str, Sequence[LaneSize]], list[float]] | None = getattr(costs, "lanes_us", None)
+    if at_once is not None:  # a ListCostModel
+        return at_once(cohort, lanes)
+    return [
+        costs.lane_us(cohort, tenants=tenants, rows=rows, units=units, fused=fused)
+        for tenants, rows, units, fused in lanes
+    ]

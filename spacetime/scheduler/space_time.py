@@ -63,12 +63,7 @@ def _plan(snapshot: Snapshot, costs: CostModel, share: Share) -> Plan:
     drafts = step.drafts
     if snapshot.merged and len(drafts) > 1:
         drafts = join(drafts, snapshot, costs)
-    free, lanes = snapshot.free_atoms, []
-    for draft in drafts:
-        lane = _lane(draft, free, snapshot, costs)
-        free &= ~lane.atoms
-        lanes.append(lane)
-    return Plan(tuple(lanes), step.wake_at_us)
+    return Plan(_lanes(drafts, snapshot, costs), step.wake_at_us)
 
 
 @policy("space_time_floating")
@@ -115,41 +110,44 @@ class _Step:
 
         Returns whether somebody waits for what is left.
         """
-        now_us, num_held, first_turns = self.snapshot.now_us, 0, len(cohorts)
+        device, now_us, num_held, first_turns = self.snapshot.device, self.snapshot.now_us, 0, len(cohorts)
         turns = deque(cohorts)
         while turns and self.num_free:
             cohort = turns.popleft()
             is_first, first_turns = first_turns > 0, first_turns - 1
-            if cohort.min_units > 1 and atoms_needed(cohort.min_units, self.snapshot.device) > self.num_free:
+            if cohort.min_units > 1 and atoms_needed(cohort.min_units, device) > self.num_free:
                 if is_first:
                     return True  # it is next: what is free stays free until there is enough, or it would wait for ever
                 continue
-            arrangement, slack_us = self._arrange(cohort, len(turns) + 1 + num_held)
-            if is_first and cohort.shared:
+            num_claims = len(turns) + 1 + num_held
+            if cohort.has_deadlines:
+                arrangement, slack_us, is_in_time = self._arrange_by_deadline(cohort, num_claims)
+            else:
+                arrangement = choose(cohort, device, self.num_free, num_claims, self.costs)
+                slack_us, is_in_time = inf, True
+            if is_first and cohort.shared and cohort.num_missing > 0:
                 hold_until_us = _hold_until_us(cohort, arrangement, slack_us, self.snapshot, self.costs)
                 if hold_until_us > now_us:
                     self.wake_at_us = min(self.wake_at_us or hold_until_us, hold_until_us)
                     num_held += 1
                     continue
-            self._start(cohort, arrangement)
+            self._start(cohort, arrangement, is_in_time)
             if cohort.chunks:
                 turns.append(cohort)
         return num_held > 0
 
-    def _arrange(self, cohort: Cohort, num_claims: int) -> tuple[Arrangement, float]:
-        """How to start the cohort's chunks, and how long its tightest deadline leaves."""
+    def _arrange_by_deadline(self, cohort: Cohort, num_claims: int) -> tuple[Arrangement, float, bool]:
+        """How to start the chunks, how long their tightest deadline leaves, and if an average lane ends by the next."""
         device, costs, num_free = self.snapshot.device, self.costs, self.num_free
         arrangement = choose(cohort, device, num_free, num_claims, costs)
-        if not cohort.has_deadlines:
-            return arrangement, inf
         deadlines = Deadlines(cohort, device, self.snapshot.now_us, costs)
         next_one = deadlines.next_one(cohort.chunks)
         if deadlines.meets(arrangement, next_one):
-            return arrangement, next_one.slack_us
+            return arrangement, next_one.slack_us, True
         tightest = deadlines.tightest(num_free)
         if not deadlines.meets(arrangement, tightest):
             arrangement = self._arrange_in_time(cohort, arrangement, tightest, num_claims, deadlines)
-        return arrangement, tightest.slack_us
+        return arrangement, tightest.slack_us, False
 
     def _arrange_in_time(
         self, cohort: Cohort, arrangement: Arrangement, due: Due, num_claims: int, deadlines: Deadlines
@@ -163,10 +161,16 @@ class _Step:
                 return found
         return deadlines.alone_in_time(due, self.num_free)
 
-    def _start(self, cohort: Cohort, arrangement: Arrangement) -> None:
+    def _start(self, cohort: Cohort, arrangement: Arrangement, is_in_time: bool) -> None:
         """Draft as many lanes as there is room for; the rest stays in the cohort."""
-        device = self.snapshot.device
         atoms, units, num_lanes, num_slots, fused, lane_us = arrangement
+        is_average = num_lanes == 1 and not (cohort.has_deadlines and cohort.num_extra)  # it takes just `lane_us`
+        if is_average and is_in_time and lane_us <= self.most_us:
+            self.drafts.append(Draft(cohort.name, cohort.chunks, atoms, fused, lane_us))
+            self.num_free -= atoms
+            cohort.chunks = []
+            return
+        device = self.snapshot.device
         groups = deal(cohort.chunks, num_lanes, num_slots)
         rest = [chunk for group in groups[num_slots:] for chunk in group]
         is_cut = bool(rest) and cohort.has_deadlines
@@ -199,14 +203,11 @@ def _hold_until_us(
     cohort: Cohort, arrangement: Arrangement, slack_us: float, snapshot: Snapshot, costs: CostModel
 ) -> int:
     """Until when to wait for active peers, while they keep coming; in the past when it would cost too much."""
-    num_peers = cohort.chunks[0][2].active_peers + 1 - (len(cohort.chunks) - cohort.num_extra)
-    if num_peers <= 0:
-        return snapshot.now_us
     waiting = [chunk[2].waiting for chunk in cohort.chunks]
     rejoin_until_us = _rejoin_until_us(cohort, arrangement, slack_us, snapshot, costs)
     if rejoin_until_us > snapshot.now_us:
         return rejoin_until_us
-    if num_peers <= sum([len(lane.tenants) for lane in snapshot.running if lane.cohort == cohort.name]):
+    if cohort.num_missing <= sum([len(lane.tenants) for lane in snapshot.running if lane.cohort == cohort.name]):
         return snapshot.now_us
     window_us = int(min(MAX_HOLD_US, HOLD_SHARE * arrangement.lane_us))
     oldest_us = min([views[0].arrival_us for views in waiting])
@@ -257,17 +258,28 @@ def _come_back(cohort: Cohort) -> bool:
     return 2 * sum([tenant.arrivals_per_s * tenant.latency_us >= BUSY * 1e6 for tenant in tenants]) > len(tenants)
 
 
-def _lane(draft: Draft, free: int, snapshot: Snapshot, costs: CostModel) -> Lane:
-    device = snapshot.device
-    atoms, units = _lowest(free, draft.atoms), lane_units(draft.atoms, device)
-    segments = _whole_lane(atoms, units)
-    if snapshot.capabilities.segments and draft.about_us >= SEGMENTS_FROM_US and not draft.is_whole:
-        tenants, rows = draft.size
-        times = costs.kernel_times(draft.cohort, tenants=tenants, rows=rows, fused=draft.fused)
-        runs = fastest_runs(times, draft.atoms, device.switch_us)
-        if max([run.atoms for run in runs]) == draft.atoms and len(runs) > 1:
-            segments = tuple([_segment(atoms, run, device) for run in runs])
-    return Lane(draft.cohort, draft.requests, segments, draft.fused)
+def _lanes(drafts: list[Draft], snapshot: Snapshot, costs: CostModel) -> tuple[Lane, ...]:
+    """Each on the lowest of the atoms that those before it have left."""
+    device, free, lanes = snapshot.device, snapshot.free_atoms, []
+    num_atoms, num_units, units_per_atom = device.num_atoms, device.num_units, device.units_per_atom
+    for draft in drafts:
+        units = num_units if draft.atoms == num_atoms else draft.atoms * units_per_atom
+        atoms, segments = _lowest_of(free, draft.atoms, units)
+        free &= ~atoms
+        if draft.about_us >= SEGMENTS_FROM_US and snapshot.capabilities.segments and not draft.is_whole:
+            segments = _segments(draft, atoms, device, costs) or segments
+        lanes.append(Lane(draft.cohort, draft.requests, segments, draft.fused))
+    return tuple(lanes)
+
+
+def _segments(draft: Draft, atoms: int, device: Device, costs: CostModel) -> tuple[Segment, ...]:
+    """On which of the lane's atoms its kernels run fastest; nothing where that is all of them, all the time."""
+    tenants, rows = draft.size
+    times = costs.kernel_times(draft.cohort, tenants=tenants, rows=rows, fused=draft.fused)
+    runs = fastest_runs(times, draft.atoms, device.switch_us)
+    if len(runs) == 1 or max([run.atoms for run in runs]) < draft.atoms:
+        return ()
+    return tuple([_segment(atoms, run, device) for run in runs])
 
 
 def _segment(atoms: int, run: Run, device: Device) -> Segment:
@@ -321,5 +333,7 @@ def _lowest(free: int, num_atoms: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _whole_lane(atoms: int, units: int) -> tuple[Segment, ...]:
-    return (Segment(Partition(atoms, units, units)),)
+def _lowest_of(free: int, num_atoms: int, units: int) -> tuple[int, tuple[Segment, ...]]:
+    """The same, and a lane on them from its start to its end."""
+    atoms = _lowest(free, num_atoms)
+    return atoms, (Segment(Partition(atoms, units, units)),)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+LaneSize = tuple[int, int, int, bool]  # tenants, rows, units, fused: the arguments of CostModel.lane_us
 
 TOLERANCE = 0.05  # the knee is the least size within this part of the best latency
 
@@ -29,6 +32,11 @@ class KernelTimes:
     def __post_init__(self) -> None:
         assert self.us.ndim == 2 and self.us.size, "at least one kernel on at least one atom"
         self.us.setflags(write=False)
+
+    @cached_property
+    def derived(self) -> dict[object, Any]:
+        """What others have worked out from these times, by a key of their own: it lives as long as they do."""
+        return {}
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[float]]) -> KernelTimes:
@@ -63,6 +71,13 @@ class LatencyTable(Protocol):
 
     def measured(self, key: str) -> Sequence[tuple[int, int]]:
         """The (rows, units) for which `kernel_us` has an answer."""
+
+
+class ListCostModel(Protocol):
+    """What a cost model may have beside `lane_us`: who compares many lanes of one cohort asks once."""
+
+    def lanes_us(self, cohort: str, lanes: Sequence[LaneSize]) -> list[float]:
+        """`lane_us` of every one of them."""
 
 
 def units_law(units: NDArray[np.float64], us: NDArray[np.float64]) -> tuple[float, float]:

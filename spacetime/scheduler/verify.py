@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from spacetime.device import Capabilities, Device, Partition
 from spacetime.errors import PlanError
@@ -13,69 +13,84 @@ def verify(plan: Plan, snapshot: Snapshot, capabilities: Capabilities) -> None:
     """Raise PlanError, naming the lane and the rule that it breaks."""
     if plan.wake_at_us is not None and plan.wake_at_us <= snapshot.now_us:
         raise PlanError(f"wake_at_us is {plan.wake_at_us}", f"now is {snapshot.now_us}", "wake in the future, or None")
-    tenants = {tenant.name: tenant for tenant in snapshot.tenants}
-    running: dict[str, int] = {}  # lanes of a tenant, those of the plan included
-    takeable: dict[str, dict[int, RequestView]] = {}
-    merged = {view.id: view.cohorts for view in snapshot.merged}
-    checked: set[tuple[int, bool]] = set()  # lanes may share their segments: those need one look
-    for index, lane in enumerate(plan.lanes):
+    lanes = plan.lanes
+    if not lanes:
+        return
+    taken = _Taken(snapshot)
+    extents: dict[tuple[int, bool], tuple[int, int]] = {}  # lanes may share their segments: those need one look
+    held = []
+    for index, lane in enumerate(lanes):
         kind = (id(lane.segments), lane.placement is None)
-        if kind not in checked:
-            _verify_segments(index, lane, snapshot.device, capabilities)
-            checked.add(kind)
-        _verify_lane(index, lane, merged.get(lane.cohort, _NO_MEMBERS), tenants, running, takeable)
+        extent = extents.get(kind)
+        if extent is None:
+            extent = extents[kind] = _extent(index, lane, snapshot.device, capabilities)
+        atoms, units = extent
+        held.append(atoms)
+        _verify_lane(index, lane, units, taken)
     if plan.isolated:
-        _verify_isolation(plan.lanes, snapshot)
+        _verify_isolation(held, snapshot)
 
 
-def _verify_lane(
-    index: int,
-    lane: Lane,
-    members: tuple[str, ...],
-    tenants: dict[str, TenantView],
-    running: dict[str, int],
-    takeable: dict[str, dict[int, RequestView]],
-) -> None:
-    """Its tenants, and that each of its requests waits and is taken once. `running` and `takeable` are updated.
+class _Taken:
+    """Who waits, and what of it earlier lanes of the plan have taken."""
 
-    `members`: the cohorts of a merged lane.
-    """
-    requests = lane.requests
+    __slots__ = ("_left", "_num_taken", "merged", "running", "tenants")
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.tenants = {tenant.name: tenant for tenant in snapshot.tenants}
+        self.running: dict[str, int] = {}  # lanes of a tenant, those of the plan included
+        self.merged = {view.id: view.cohorts for view in snapshot.merged} if snapshot.merged else {}
+        self._num_taken: dict[str, int] = {}  # of a queue, from its head on, while they are taken in order
+        self._left: dict[str, dict[int, RequestView]] = {}  # of one whose requests were not
+
+    def take(self, index: int, requests: Sequence[RequestView]) -> None:
+        """They wait, and nobody has taken them."""
+        tenants, num_taken = self.tenants, self._num_taken
+        for request in requests:
+            name = request.tenant
+            views, count = tenants[name].waiting, num_taken.get(name, 0)
+            if count < len(views) and views[count] is request:  # as in most plans: spare the dictionary
+                num_taken[name] = count + 1
+            else:
+                self._take_out_of_order(index, request, views)
+
+    def _take_out_of_order(self, index: int, request: RequestView, views: Sequence[RequestView]) -> None:
+        name = request.tenant
+        left = self._left.get(name)
+        if left is None:
+            left = self._left[name] = {view.id: view for view in views[self._num_taken.get(name, 0) :]}
+            self._num_taken[name] = len(views)
+        known = left.pop(request.id, None)
+        if known is not request and known != request:
+            is_taken = known is None and any(view.id == request.id for view in views)
+            problem = "is in the plan twice" if is_taken else "does not wait"
+            raise PlanError(f"lane {index}: request {request.id} of tenant {name!r} {problem}")
+
+
+def _verify_lane(index: int, lane: Lane, units: int, taken: _Taken) -> None:
+    """Its tenants, and that each of its requests waits and is taken once."""
+    requests, cohort, running = lane.requests, lane.cohort, taken.running
     if not requests:
-        raise PlanError(f"lane {index} of cohort {lane.cohort!r} is empty")
-    names = dict.fromkeys([request.tenant for request in requests])
-    units = lane.units
+        raise PlanError(f"lane {index} of cohort {cohort!r} is empty")
+    members = taken.merged.get(cohort, _NO_MEMBERS)
+    names = [requests[0].tenant] if len(requests) == 1 else dict.fromkeys([request.tenant for request in requests])
     for name in names:
-        tenant = tenants.get(name)
+        tenant = taken.tenants.get(name)
         if tenant is None:
             raise PlanError(f"lane {index}: tenant {name!r} has nothing waiting")
         num_lanes = running[name] = running.get(name, tenant.running) + 1
         if (
             num_lanes > tenant.max_concurrency
-            or (tenant.cohort != lane.cohort and tenant.cohort not in members)
+            or (tenant.cohort != cohort and tenant.cohort not in members)
             or units < tenant.min_units
             or not tenant.fusible
         ):
             _verify_tenant(index, lane, members, len(names), units, tenant, num_lanes)
         if members and (tenant.apart or not lane.fused):
             _refuse_merged(index, lane, tenant)
-    for request in requests:
-        name = request.tenant
-        waiting = takeable.get(name)
-        if waiting is None:
-            views = tenants[name].waiting
-            if len(views) == 1 and views[0] is request:  # as in most plans: spare the dictionary
-                takeable[name] = _NOTHING
-                continue
-            waiting = takeable[name] = {view.id: view for view in views}
-        known = waiting.pop(request.id, None)
-        if known is not request and known != request:
-            taken = known is None and any(view.id == request.id for view in tenants[name].waiting)
-            problem = "is in the plan twice" if taken else "does not wait"
-            raise PlanError(f"lane {index}: request {request.id} of tenant {name!r} {problem}")
+    taken.take(index, requests)
 
 
-_NOTHING: dict[int, RequestView] = {}  # stays empty: what is not in it cannot be popped
 _NO_MEMBERS: tuple[str, ...] = ()
 
 
@@ -110,6 +125,19 @@ def _refuse_merged(index: int, lane: Lane, tenant: TenantView) -> None:
         raise PlanError(what, f"its id is {lane.cohort!r}", next_step)
     what, facts = f"lane {index} is merged with a straggler", f"tenant {tenant.name!r} is apart"
     raise PlanError(what, facts, "give it a lane of its own until it keeps up")
+
+
+def _extent(index: int, lane: Lane, device: Device, capabilities: Capabilities) -> tuple[int, int]:
+    """The atoms and units of a lane whose segments are sound."""
+    segments = lane.segments
+    if len(segments) == 1:
+        segment = segments[0]
+        partition = segment.partition
+        if partition.atoms and segment.first_kernel == 0 and segment.last_kernel == -1:
+            _verify_partition(index, partition, device)
+            return partition.atoms, partition.granted_units
+    _verify_segments(index, lane, device, capabilities)
+    return lane.atoms, lane.units
 
 
 def _verify_segments(index: int, lane: Lane, device: Device, capabilities: Capabilities) -> None:
@@ -153,10 +181,10 @@ def _verify_partition(index: int, partition: Partition, device: Device) -> None:
         raise PlanError(f"lane {index}: {partition.asked_units} units were asked for", f"{granted_units} were granted")
 
 
-def _verify_isolation(lanes: Iterable[Lane], snapshot: Snapshot) -> None:
+def _verify_isolation(held: list[int], snapshot: Snapshot) -> None:
+    """`held`: the atoms of each lane."""
     free = snapshot.free_atoms
-    for index, lane in enumerate(lanes):
-        atoms = lane.atoms
+    for index, atoms in enumerate(held):
         if atoms & ~free:
             facts = f"atoms {atoms & ~free:#x} are taken"
             raise PlanError(f"lane {index} of an isolated plan overlaps another lane", facts, "take free atoms only")

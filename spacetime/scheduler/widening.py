@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from spacetime.device import Device
 from spacetime.plan import RequestView
 from spacetime.scheduler.arrangements import lane_units
 from spacetime.scheduler.protocols import CostModel
-from spacetime.scheduler.selection import Chunk
+from spacetime.scheduler.selection import Chunk, lanes_us
 
 LEAST_GAIN = 0.05  # of the lane's duration: less is within what estimates are wrong by
 LEAST_LEFT = 1 / 8  # of the device: for less it is not worth looking
@@ -79,13 +80,20 @@ def _widening(index: int, draft: Draft, num_left: int, device: Device, costs: Co
     """The best way to widen the lane, if any gains enough."""
     if not num_left:
         return None
-    lane_us = draft.lane_us(draft.atoms, device, costs)
+    (tenants, rows), fused, atoms = draft.size, draft.fused, draft.atoms
+    steps = _steps(num_left)
+    lanes = [(tenants, rows, lane_units(atoms + more_atoms, device), fused) for more_atoms in steps]
+    lane_us, *prices = lanes_us(costs, draft.cohort, lanes)
     best = None
-    for more_atoms in {*(1 << bit for bit in range(num_left.bit_length())), num_left}:
-        atoms = draft.atoms + more_atoms
-        wider_us = draft.lane_us(atoms, device, costs)
+    for more_atoms, wider_us in zip(steps[1:], prices, strict=True):
         gain_us = lane_us - wider_us
-        if gain_us > lane_us * LEAST_GAIN and wider_us * atoms <= lane_us * draft.atoms * MOST_AREA:
+        if gain_us > lane_us * LEAST_GAIN and wider_us * (atoms + more_atoms) <= lane_us * atoms * MOST_AREA:
             found = _Widening(-gain_us / more_atoms, index, more_atoms)
             best = found if best is None else min(best, found)
     return best
+
+
+@lru_cache(maxsize=512)
+def _steps(num_left: int) -> tuple[int, ...]:
+    """By how many atoms a lane may grow; not at all, to begin with."""
+    return (0, *sorted({*(1 << bit for bit in range(num_left.bit_length())), num_left}))

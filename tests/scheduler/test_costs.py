@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from spacetime.device import Device
 from spacetime.errors import OptionError
 from spacetime.ir import Kernel, Program
-from spacetime.scheduler.costs import (
+from spacetime.scheduler.costs import OnlineCosts, Staleness
+from spacetime.scheduler.learned import (
     EXPLORE,
     EXPLORE_FORM,
     EXPLORE_SIZE,
@@ -23,8 +24,6 @@ from spacetime.scheduler.costs import (
     STALE_FACTOR,
     STALE_SAMPLES,
     TABLE_SLACK,
-    OnlineCosts,
-    Staleness,
 )
 from spacetime.scheduler.tables import KernelTimes
 

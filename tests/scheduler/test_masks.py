@@ -105,6 +105,27 @@ def test_an_allocator_counts_what_it_grants(case: Case, wants: list[int]) -> Non
             counters[atom] += 1
 
 
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    st.sampled_from([1, 1, 2]),
+    st.sampled_from(ORDERS),
+    st.sampled_from([0, 1, 2, 5]),
+    st.lists(st.integers(1, 6), max_size=20),
+)
+def test_lanes_may_be_granted_together(
+    counters: list[int], num_groups: int, order: str, max_overlap: int, wants: list[int]
+) -> None:
+    """Few atoms and many lanes: counters reach what they may."""
+    device, placement = Device("any", "model", len(counters), num_groups=num_groups), Placement(order, max_overlap)
+    held = [sum(1 << atom for atom, count in enumerate(counters) if count > lane) for lane in range(max(counters))]
+    allocator = Allocator(device, placement, held)
+    granted = [*allocator.take_each(wants), allocator.take(2)]
+    for wanted, atoms in zip([*wants, 2], granted, strict=True):
+        chosen = expected(counters, num_groups, wanted, order, max_overlap)
+        assert atoms == sum(1 << atom for atom in chosen)
+        counters = [count + (atom in chosen) for atom, count in enumerate(counters)]
+
+
 @given(cases())
 def test_what_the_rule_promises(case: Case) -> None:
     counters, num_groups, wanted, order, max_overlap = case

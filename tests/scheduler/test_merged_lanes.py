@@ -15,8 +15,9 @@ from spacetime.errors import OptionError, PlanError
 from spacetime.merging import align
 from spacetime.plan import Lane, Load, MergedView, Plan, Segment, Snapshot, TenantView
 from spacetime.scheduler.analytic import kernel_work
-from spacetime.scheduler.costs import FORGET_AFTER, OnlineCosts
+from spacetime.scheduler.costs import OnlineCosts
 from spacetime.scheduler.journal import Journal, replay
+from spacetime.scheduler.learned import FORGET_AFTER
 from spacetime.scheduler.merged_drafts import LEAST_GAIN, MOST_AREA, MOST_TRIALS
 from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.recorder import Recorder

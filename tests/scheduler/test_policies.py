@@ -63,6 +63,25 @@ def test_plans_verify_and_repeat(name: str, seen: Snapshot) -> None:
     assert policy(seen, costs) == plan
 
 
+class OneByOne:
+    """The same costs, for one lane at a time only: what every cost model has."""
+
+    def __init__(self, costs: OnlineCosts) -> None:
+        self.lane_us = costs.lane_us
+        self.kernel_times = costs.kernel_times
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name.startswith("space_time")])
+@given(seen=snapshots(), durations_us=st.lists(st.integers(1, 500), max_size=20))
+def test_lanes_may_be_priced_one_by_one_or_all_at_once(name: str, seen: Snapshot, durations_us: list[int]) -> None:
+    costs = costs_for(seen)
+    for index, duration_us in enumerate(durations_us):
+        tenants, units = 1 + index % 2, 1 + index % seen.device.num_units
+        cohort = seen.tenants[index % len(seen.tenants)].cohort
+        costs.observe(cohort, tenants=tenants, rows=3, units=units, fused=index % 3 > 0, duration_us=duration_us)
+    assert get_policy(name)(seen, costs) == get_policy(name)(seen, OneByOne(costs))
+
+
 @pytest.mark.parametrize("name", POLICIES)
 @given(seen=snapshots())
 def test_an_idle_device_is_used(name: str, seen: Snapshot) -> None:

@@ -49,3 +49,9 @@ def test_latencies_that_rise_or_fall_too_fast_are_levelled_out() -> None:
     assert parallel == 0 and 2 < serial < 4
     parallel, serial = units_law(np.array([1.0, 2.0, 4.0]), steep)
     assert serial == 0 and 4 < parallel < 8
+
+
+def test_what_is_derived_from_times_belongs_to_them_alone() -> None:
+    one, other = KernelTimes.of([[2.0, 1.0]]), KernelTimes.of([[2.0, 1.0]])
+    one.derived["size"] = 2
+    assert one.derived == {"size": 2} and other.derived == {}

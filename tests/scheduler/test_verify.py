@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spacetime.device import Capabilities, Device, Partition
 from spacetime.errors import PlanError
@@ -80,6 +82,23 @@ def test_good_plans_pass() -> None:
     check(replace(GOOD, segments=segments((0, 2), (2, 5), (5, -1))))
     check(on(DEVICE.whole))
     check(on(Partition(15, 16, 16)))  # every atom, without the remainder
+
+
+QUEUE = tenant_view("queue", *[1] * 6, max_concurrency=6)
+
+
+@given(st.permutations(QUEUE.waiting), st.integers(1, 6), st.booleans())
+def test_requests_may_be_taken_in_any_order_but_once(order: list[RequestView], per_lane: int, copied: bool) -> None:
+    """Equal views are as good as those of the snapshot: a plan may come from a file."""
+    requests = [replace(request) for request in order] if copied else order
+    parts = [tuple(requests[first : first + per_lane]) for first in range(0, len(requests), per_lane)]
+    lanes = [Lane("cohort", part, ONE) for part in parts]
+    seen = snapshot(QUEUE, device=DEVICE)
+    verify(Plan(tuple(lanes), isolated=False), seen, CAPABLE)
+    for again in requests[:-per_lane]:
+        twice = [*lanes[:-1], replace(lanes[-1], requests=(*lanes[-1].requests, again))]
+        with pytest.raises(PlanError, match=f"request {again.id} of tenant 'queue' is in the plan twice"):
+            verify(Plan(tuple(twice), isolated=False), seen, CAPABLE)
 
 
 def test_busy_atoms_are_taken_for_isolated_plans_only() -> None:
