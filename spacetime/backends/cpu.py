@@ -62,14 +62,14 @@ class CpuBackend:
         ready()  # programs run on any number of cores
 
     def assist(self, pump: Callable[[], None]) -> bool:
+        lent = self._lent
         # The main thread only: every thread that computes keeps a team of its own, see `release_team`.
-        is_main = threading.current_thread() is threading.main_thread()
-        self._lent.takes_a_lane = is_main and is_neutral(self.device.num_units)
+        lent.takes_a_lane = lent.is_main and is_neutral(self.device.num_units)
         try:
             pump()
         finally:
-            self._lent.takes_a_lane = False
-            job, self._lent.job = self._lent.job, None
+            lent.takes_a_lane = False
+            job, lent.job = lent.job, None
             if job is not None:
                 self._perform(job)
         return job is not None
@@ -101,6 +101,9 @@ class _Lent(threading.local):
 
     takes_a_lane = False
     job: Job | None = None
+
+    def __init__(self) -> None:  # of each thread when it first looks
+        self.is_main = threading.current_thread() is threading.main_thread()
 
 
 class _Worker:

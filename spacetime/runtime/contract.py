@@ -17,7 +17,7 @@ from spacetime.errors import InputError
 
 MOST_KINDS = 64  # of inputs that are remembered: row counts above all
 
-Kind = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]  # all that is checked of a plain tuple of tensors
+Kind = tuple[torch.Size | torch.dtype | torch.device, ...]  # all that is checked of a plain tuple of tensors, in turn
 Accepted = tuple[Call, int, int]  # and its number of rows, and the bytes of its tensors
 
 
@@ -42,15 +42,19 @@ class InputContract:
 
     def accept(self, args: tuple[Any, ...]) -> Accepted:
         """The call, its rows and bytes; `InputError` names what does not fit. What did once is not checked again."""
-        kind = _kind(args) if self.is_flat else None
-        if kind is None:
+        if not self.is_flat:
             return self._judge(args)
-        size = self.known.get(kind)
+        kind: list[Any] = []
+        for arg in args:
+            if type(arg) is not Tensor:
+                return self._judge(args)
+            kind += (arg.shape, arg.dtype, arg.device)
+        size = self.known.get(tuple(kind))
         if size is not None:
-            return Call(args, args), *size
+            return Call(args, args), size[0], size[1]
         accepted = self._judge(args)
         if len(self.known) < MOST_KINDS:
-            self.known[kind] = accepted[1:]
+            self.known[tuple(kind)] = accepted[1:]
         return accepted
 
     def _judge(self, args: tuple[Any, ...]) -> Accepted:
@@ -143,14 +147,6 @@ def contract_of(
     if lengths is None:
         return InputContract.of(tenant, example, strict=strict, device=device)
     return VaryingContract(tenant, example, lengths, strict=strict, device=device)
-
-
-def _kind(args: tuple[Any, ...]) -> Kind | None:
-    """None: there is something else than tensors in it."""
-    for arg in args:
-        if type(arg) is not Tensor:
-            return None
-    return tuple([(arg.shape, arg.dtype, arg.device) for arg in args])
 
 
 def _structure(leaves: Any) -> str:

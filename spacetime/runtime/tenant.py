@@ -10,8 +10,9 @@ from typing import Any, Self
 from torch import nn
 
 from spacetime.errors import CaptureError
+from spacetime.scheduler.driver import Result
 
-Submit = Callable[[tuple[Any, ...], bool], "Future[Any]"]  # (arguments, will the caller wait right away?)
+Submit = Callable[[tuple[Any, ...], bool], Result[Any]]  # (arguments, will the caller see to it that they are planned?)
 
 
 class Tenant:
@@ -31,7 +32,10 @@ class Tenant:
 
     async def asubmit(self, *args: Any) -> Any:
         """The result, for asyncio."""
-        return await asyncio.wrap_future(self._submit(args, False))
+        result = self._submit(args, True)
+        # What one iteration of the event loop submits is planned together, by the next one; lanes run elsewhere.
+        asyncio.get_running_loop().call_soon(result.plan)
+        return await asyncio.wrap_future(result)
 
     def __repr__(self) -> str:
         return f"Tenant({self.name!r})"

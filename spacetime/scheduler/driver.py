@@ -3,7 +3,8 @@
 Everything that touches the scheduler passes through one inbox, and whoever holds the *pump* empties it: the
 thread that waits for a result, the worker that has just finished a lane, or else the driver's own thread.
 The scheduler so needs no locks, and a request costs no more hand-offs between threads than the lane itself.
-The driver's thread blocks while there is nothing to do.
+The driver's thread sleeps; an alarm wakes it for requests that nobody has pumped shortly after they were submitted,
+and at the times that policies ask for.
 """
 
 from __future__ import annotations
@@ -14,15 +15,25 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from spacetime.errors import RejectedError, SpacetimeError
+from spacetime.scheduler.alarm import make_alarm
+from spacetime.scheduler.futures import LazyFuture
 from spacetime.scheduler.loop import Post, Scheduler
 from spacetime.scheduler.request import Request
 
 T = TypeVar("T")
 _log = logging.getLogger("spacetime")
+
+UNATTENDED_US = 150  # who submits and then waits has begun to by then; nobody else should have to wait for long
+# While everybody waits for what they submit, the alarm may be later, and so serve for several rounds of requests (see
+# alarm.py). It costs the first request that nobody awaits so much; a request is looked at within a millisecond.
+PATIENT_US = 700
+HABIT = 32  # alarms on end that were not needed make one
+
+_SUBMITTED, _POLICY = 0, 1  # bells: requests are unattended; the time has come that the policy asked for
+_UNSURE = -1  # whether the policy's bell is still set
 
 
 class Driver:
@@ -34,12 +45,14 @@ class Driver:
         at_end: Callable[[], None] = lambda: None,
         name: str = "spacetime-loop",
     ) -> None:
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._inbox: deque[Request | Callable[[], None]] = deque()
         self._pump_lock = threading.Lock()
         self._pump_owner: int | None = None
-        self._wake_at_us: int | None = None
-        self._pokes: SimpleQueue[None] = SimpleQueue()
-        self._poked = False
+        self._wake_at_us: int | None = None  # what the policy's bell is set to
+        self._alarm = make_alarm(num_bells=2)
+        self._is_alarmed = False  # the other bell is set, or somebody is about to set it
+        self._is_hurried = False  # ... and was then set to ring at once
+        self._num_attended = 0  # alarms since one was needed
         self._ended = False
         self._at_end = at_end  # called once, when everything has ended and the backend is closed
         self._scheduler = build(self._post_now)
@@ -49,11 +62,30 @@ class Driver:
     def submit(self, request: Request, *, assisted: bool = False) -> None:
         """Queue a request and return; what is submitted together is planned together.
 
-        `assisted`: the caller waits for the result right away, so it will pump and nobody need be woken.
+        `assisted`: the caller waits for the result, or has it planned, right away: nobody need be woken.
         """
-        self._inbox.append(partial(self._scheduler.submit, request))
-        if not assisted:
-            self._poke()
+        self._inbox.append(request)
+        if assisted:
+            return
+        if self._ended:  # the thread is no more: do its work
+            self.pump()
+        elif not self._is_alarmed:
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        after_us = UNATTENDED_US if self._num_attended < HABIT else PATIENT_US
+        try:
+            self._is_alarmed = True
+            self._alarm.set(_SUBMITTED, after_us, UNATTENDED_US)
+        except BaseException:  # Ctrl-C: the next one has to set it
+            self._is_alarmed = False
+            raise
+
+    def hurry(self) -> None:
+        """Somebody waits in a way that does not pump."""
+        if self._is_alarmed and not self._is_hurried:
+            self._is_hurried = True
+            self._wake()
 
     def call(self, function: Callable[[Scheduler], T]) -> T:
         """Run the function between two steps of the loop; its result, or its exception."""
@@ -66,7 +98,7 @@ class Driver:
     def close(self, drain: bool = True) -> None:
         """Serve what waits (drain) or reject it, let running lanes end, release the backend. May be called again."""
         self._inbox.append(partial(self._scheduler.close, drain))
-        self._poke()
+        self._wake()
         if not self._is_pumping():  # a future's callback may close the runtime; it ends without it
             self._thread.join()
 
@@ -90,6 +122,7 @@ class Driver:
                 return  # its owner looks into the inbox once more after it lets go
             try:
                 self._pump_owner = threading.get_ident()
+                self._disarm()
                 self._empty_inbox()
             except BaseException as error:  # Ctrl-C in the thread that pumps: nobody may wait for ever because of it
                 self._interrupted(error)
@@ -99,29 +132,55 @@ class Driver:
                 self._pump_owner = None
                 self._pump_lock.release()
 
+    def _disarm(self) -> None:
+        """Before the inbox is emptied, and in this order: a request is in the inbox before its bell is looked at, so
+
+        either it is found there, or its bell is set again.
+        """
+        if self._is_alarmed:
+            self._alarm.cancel(_SUBMITTED)
+            self._is_alarmed = self._is_hurried = False
+            self._num_attended += 1
+
     def _empty_inbox(self) -> None:
-        inbox = self._inbox
+        inbox, submit = self._inbox, self._scheduler.submit
         while inbox:
             while inbox:
-                _guard(inbox.popleft())
+                item = inbox.popleft()
+                try:
+                    if isinstance(item, Request):
+                        submit(item)
+                    else:
+                        item()
+                except Exception:  # the loop outlives whatever it is asked to call
+                    _log.exception("a call on the loop failed")
             self._step()
 
     def _step(self) -> None:
         try:
-            self._wake_at_us = self._scheduler.step()
+            wake_at_us = self._scheduler.step()
+            if wake_at_us != self._wake_at_us:
+                self._set_wake(wake_at_us)
         except Exception as error:  # a defect of ours or of the backend: nobody may wait for ever because of it
             _log.exception("a step of the loop failed; what waits is rejected")
             facts, next_step = f"{type(error).__name__}: {error}", "submit the request again"
             self._scheduler.reject_waiting(RejectedError("the loop failed", facts, next_step))
-            self._wake_at_us = None
-        if self._wake_at_us is not None or self._scheduler.closed:
-            self._poke()
+            self._wake_at_us = _UNSURE
+        if self._scheduler.closed and self._pump_owner != self._thread.ident:
+            self._wake()  # the driver's thread looks whether that was the end
+
+    def _set_wake(self, wake_at_us: int | None) -> None:
+        self._wake_at_us = wake_at_us
+        if wake_at_us is None:
+            self._alarm.cancel(_POLICY)
+        else:
+            self._alarm.set(_POLICY, wake_at_us - self._scheduler.backend.now_us())
 
     def _interrupted(self, error: BaseException) -> None:
         _log.error("the loop was interrupted; what waits and what runs is rejected", exc_info=error)
         facts, next_step = f"{type(error).__name__}: {error}", "submit the request again"
         self._scheduler.abandon(RejectedError("the loop was interrupted", facts, next_step))
-        self._poke()  # the driver's thread looks whether that was the end
+        self._wake()
 
     def _is_pumping(self) -> bool:
         return self._pump_owner == threading.get_ident()
@@ -132,44 +191,41 @@ class Driver:
 
     # -- the driver's own thread ----------------------------------------------------------------------
 
-    def _poke(self) -> None:
-        """Wake the thread, once however often it is called; after its end, do its work."""
+    def _wake(self) -> None:
+        """Wake the thread at once; after its end, do its work."""
         if self._ended:
             self.pump()
-        elif not self._poked:
-            self._poked = True
-            self._pokes.put(None)
+        else:
+            self._alarm.set(_SUBMITTED, 0)
 
     def _run(self) -> None:
         while not self._finished():
-            if not self._inbox and not self._wait():
-                self._inbox.append(_nothing)  # it is time: have a step made
+            if not self._scheduler.closed or not self._inbox:  # see _finished
+                self._alarm.wait()
+                if self._is_alarmed:
+                    self._num_attended = 0
+                self._inbox.append(self._look_again)
             self.pump()
         _guard(self._scheduler.backend.close)
         _guard(self._at_end)
         self._ended = True  # before the last look: what is posted from now on is pumped by who posts it
         self.pump()
+        self._alarm.close()
 
     def _finished(self) -> bool:
         if not self._scheduler.closed:
             return False
-        with self._pump_lock:  # a lane that is just being started is neither waiting nor running
+        # A lane that is just being started is neither waiting nor running. Who could not have the lock meanwhile leaves
+        # what it posted to us.
+        with self._pump_lock:
             return self._scheduler.idle and not self._inbox
 
-    def _wait(self) -> bool:
-        """Block until poked (True), or until the time the policy asked for (False)."""
-        wake_at_us, timeout_s = self._wake_at_us, None
-        if wake_at_us is not None:
-            timeout_s = max(0, wake_at_us - self._scheduler.backend.now_us()) * 1e-6
-        try:
-            self._pokes.get(timeout=timeout_s)
-        except Empty:
-            return False
-        self._poked = False
-        return True
+    def _look_again(self) -> None:
+        """A step is made after every call. The policy's bell may have rung: it is to be set again if it still waits."""
+        self._wake_at_us = _UNSURE
 
 
-class Result(Future[T]):
+class Result(LazyFuture[T]):
     """A future whose waiting thread helps the loop instead of waiting for another thread."""
 
     def __init__(self, driver: Driver) -> None:
@@ -177,19 +233,30 @@ class Result(Future[T]):
         self._driver = driver
 
     def result(self, timeout: float | None = None) -> T:
-        if self.done():  # as most are of those that were submitted together, once one of them has ended
-            return super().result()
+        if not self.done():  # as most are of those that were submitted together, once one of them has ended
+            self._help(timeout)
+        return super().result(timeout)
+
+    def plan(self) -> None:
+        """Have it planned, and what else was submitted, on this thread, which goes on without waiting."""
+        self._driver.pump()
+
+    def _help(self, timeout: float | None) -> None:
         self._driver.may_wait("result()")
         if timeout is None:
             while self._driver.assist() and not self.done():
                 pass
         else:
             self._driver.pump()  # a lane that it runs itself could not be interrupted
-        return super().result(timeout)
+        self._prepare_to_wait()
 
+    def _prepare_to_wait(self) -> None:
+        if self._made is None and not self.done():
+            super()._make_condition()
 
-def _nothing() -> None:
-    """A step is made after every call, so calling nothing makes one."""
+    def _make_condition(self) -> threading.Condition:
+        self._driver.hurry()  # who is called back, or waits in exception(), wait() or as_completed(), does not pump
+        return super()._make_condition()
 
 
 def _guard(function: Callable[[], None]) -> None:

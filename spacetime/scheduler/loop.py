@@ -276,9 +276,10 @@ class Scheduler:
         """Hand a lane to the backend, without the requests that were cancelled meanwhile."""
         requests: list[Request] = []
         tenants: list[Tenant] = []
-        num_rows = 0
+        num_rows, known, take = 0, self._queues.tenants, self._queues.take
         for view in lane.requests:
-            tenant, request = self._queues.tenants[view.tenant], self._queues.pop(view)
+            tenant = known[view.tenant]
+            request = take(tenant, view)
             if request.begin():
                 requests.append(request)
                 tenants.append(tenant)
@@ -291,7 +292,7 @@ class Scheduler:
             lane = replace(lane, requests=tuple([request.view for request in requests]))
         lane_id, now_us = self._num_started, self.backend.now_us()
         self._num_started += 1
-        members, units = tuple(dict.fromkeys(tenants)), lane.units
+        members, units = (tenant,) if len(tenants) == 1 else tuple(dict.fromkeys(tenants)), lane.units
         predicted_us = None
         if members[0].apart:
             size: dict[str, int] = {"tenants": len(members), "rows": num_rows, "units": units}
@@ -317,23 +318,17 @@ class Scheduler:
 
     def _meter(self, running: _Running, result: LaneResult, now_us: int) -> None:
         lane_us = (result.end_us - result.start_us) * running.units / self.backend.device.num_units
-        us_per_row = lane_us / running.num_rows
-        charges = [us_per_row * request.view.rows for request in running.requests]
+        us_per_row, isolated = lane_us / running.num_rows, running.isolated
         if running.merged is not None:
             charges = self._merged.charges(running.lane, running.cohorts, lane_us)
+        else:
+            charges = [us_per_row * request.view.rows for request in running.requests]
         ended = zip(running.requests, running.tenants, result.outcomes, charges, strict=True)
         for request, tenant, outcome, charged_us in ended:
-            view = request.view
-            num_bytes = request.input_bytes + value_bytes(outcome.value)
-            tenant.meter.record(
-                view.rows,
-                charged_us,
-                now_us - view.arrival_us,
-                outcome.error is None,
-                at_us=now_us,
-                num_bytes=num_bytes,
-                exclusive=running.isolated,
-            )
+            view, value = request.view, outcome.value
+            num_bytes = request.input_bytes + value_bytes(value)
+            latency_us, ok = now_us - view.arrival_us, outcome.error is None
+            tenant.meter.record(view.rows, charged_us, latency_us, ok, now_us, num_bytes, isolated)
 
     def _observe(self, running: _Running, duration_us: int) -> None:
         lane, members = running.lane, running.members

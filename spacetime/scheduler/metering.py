@@ -9,31 +9,58 @@ from typing import Any
 
 _GROWTH = 1.02  # bucket i holds (_GROWTH**(i-1), _GROWTH**i]: its middle is within 1 % of every member
 _LOG_GROWTH = math.log(_GROWTH)
+_COUNT_EVERY = 64  # values: few enough that nobody notices who has to count them
 
 RECENT_US = 1_000_000  # the time constant of recent averages: what happened this long ago counts 1/e
 
 
 class Histogram:
-    """Quantiles of non-negative integers within 1 %, in a few hundred counters; histograms can be merged."""
+    """Quantiles of non-negative integers within 1 %, in a few hundred counters; histograms can be merged.
 
-    __slots__ = ("_counts", "max", "total")
+    Values are counted when somebody asks, or when there are some: one by one it would cost several times as much.
+    """
+
+    __slots__ = ("_counts", "_fresh", "_max", "_total")
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
-        self.max = 0
-        self.total = 0
+        self._fresh: list[int] = []  # not counted yet
+        self._max = 0
+        self._total = 0
+
+    @property
+    def max(self) -> int:
+        self._count()
+        return self._max
+
+    @property
+    def total(self) -> int:
+        self._count()
+        return self._total
 
     def add(self, value: int) -> None:
-        bucket = math.ceil(math.log(value) / _LOG_GROWTH) if value > 0 else -1
-        self._counts[bucket] = self._counts.get(bucket, 0) + 1
-        self.total += 1
-        self.max = max(self.max, value)
+        self._fresh.append(value)
+        if len(self._fresh) >= _COUNT_EVERY:
+            self._count()
 
     def merge(self, other: Histogram) -> None:
+        self._count()
+        other._count()
         for bucket, count in other._counts.items():
             self._counts[bucket] = self._counts.get(bucket, 0) + count
-        self.total += other.total
-        self.max = max(self.max, other.max)
+        self._total += other._total
+        self._max = max(self._max, other._max)
+
+    def _count(self) -> None:
+        if not self._fresh:
+            return
+        counts, log, ceil = self._counts, math.log, math.ceil
+        for value in self._fresh:
+            bucket = ceil(log(value) / _LOG_GROWTH) if value > 0 else -1
+            counts[bucket] = counts.get(bucket, 0) + 1
+        self._total += len(self._fresh)
+        self._max = max(self._max, *self._fresh)
+        self._fresh.clear()
 
     def quantile(self, fraction: float) -> float:
         """The value below or at which `fraction` of all values lie (nearest rank); 0 when there is none."""
@@ -41,7 +68,7 @@ class Histogram:
         for bucket in sorted(self._counts):
             rank -= self._counts[bucket]
             if rank <= 0:
-                return 0.0 if bucket < 0 else min(2 * _GROWTH**bucket / (1 + _GROWTH), float(self.max))
+                return 0.0 if bucket < 0 else min(2 * _GROWTH**bucket / (1 + _GROWTH), float(self._max))
         return 0.0
 
 
@@ -82,7 +109,8 @@ def value_bytes(value: Any) -> int:
     It may be anything that a tenant's module returns: what cannot be looked into counts nothing either.
     """
     try:
-        return _nested_bytes(value)
+        num_bytes = getattr(value, "nbytes", None)
+        return _nested_bytes(value) if num_bytes is None else int(num_bytes)
     except Exception:  # a sparse tensor, a list that holds itself: the books must cost nobody a result
         return 0
 
@@ -130,7 +158,6 @@ class Meter:
         device_us: float,
         latency_us: int,
         ok: bool,
-        *,
         at_us: int = 0,
         num_bytes: int = 0,
         exclusive: bool = True,

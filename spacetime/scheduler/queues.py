@@ -26,13 +26,13 @@ class Tenant:
     """A tenant's waiting requests, in order of arrival, and its books."""
 
     __slots__ = (
-        "_activity",
         "_apart",
         "_left",
         "_lift_us",
         "_search_in",
         "_share_since_us",
         "_view",
+        "activity",
         "check_us",
         "executable",
         "expires",
@@ -65,13 +65,13 @@ class Tenant:
         self.spec = spec
         self.expires = spec.expires
         self.executable = executable
-        self._activity = activity
+        self.activity = activity
         self._view: TenantView | None = None
 
     @property
     def has_peers(self) -> bool:
         """Whether others of its cohort are active."""
-        return len(self._activity) > 1
+        return len(self.activity) > 1
 
     @property
     def served_us(self) -> float:
@@ -168,10 +168,13 @@ class Tenant:
             self.meter.cancelled += 1
 
     def view(self) -> TenantView:
-        view, active_peers = self._view, len(self._activity) - 1
+        view, active_peers = self._view, len(self.activity) - 1
         if view is not None and view.active_peers == active_peers:
             return view
-        spec, meter = self.spec, self.meter
+        spec, meter, waiting = self.spec, self.meter, self.waiting
+        seen_us, completions = meter.seen_us, meter.completions
+        # Of one request, as of most tenants, without looking for the first ones.
+        shown = waiting.values() if len(waiting) <= VISIBLE_REQUESTS else islice(waiting.values(), VISIBLE_REQUESTS)
         view = self._view = TenantView(
             spec.name,
             spec.cohort,
@@ -182,14 +185,14 @@ class Tenant:
             round(meter.device_us + self._lift_us),
             spec.max_concurrency,
             self.running,
-            tuple([request.view for request in islice(self.waiting.values(), VISIBLE_REQUESTS)]),
-            max(0, active_peers),
+            tuple([request.view for request in shown]),
+            active_peers if active_peers > 0 else 0,
             spec.min_units,
             self.share_units,
             self.preparing is not None,
-            meter.arrivals.per_s(meter.seen_us),
-            meter.completions.per_s(meter.seen_us),
-            meter.completions.mean,
+            meter.arrivals.per_s(seen_us),
+            completions.per_s(seen_us),
+            completions.mean,
             self._apart,
             self._share_since_us,
         )
@@ -217,6 +220,8 @@ class Queues:
 
     def promised_us(self, now_us: int) -> int | None:
         """The tightest objective of those that were active recently, and have nothing that waits."""
+        if not self._promises:
+            return None
         for slo_us in sorted(self._promises):
             active = self._promises[slo_us]
             while active and now_us - active[oldest := next(iter(active))] > PROMISED_US:
@@ -268,16 +273,16 @@ class Queues:
 
     def push(self, tenant: Tenant, request: Request) -> None:
         """Queue a request, or reject it when the tenant's queue is full."""
-        arrival_us = request.view.arrival_us
+        arrival_us, waiting = request.view.arrival_us, tenant.waiting
         tenant.arrived(arrival_us)
-        if len(tenant.waiting) >= tenant.spec.max_queue and not self._make_room(tenant):
-            facts = f"{len(tenant.waiting)} requests wait, max_queue is {tenant.spec.max_queue}"
+        if len(waiting) >= tenant.spec.max_queue and not self._make_room(tenant):
+            facts = f"{len(waiting)} requests wait, max_queue is {tenant.spec.max_queue}"
             what = f"tenant {tenant.spec.name!r}: the queue is full"
             tenant.reject(request, RejectedError(what, facts, "submit slower, or raise max_queue"))
             return
-        assert request.view.id not in tenant.waiting, "request ids are unique in a tenant"
+        assert request.view.id not in waiting, "request ids are unique in a tenant"
         self._touch(tenant, arrival_us)
-        if tenant.waiting:
+        if waiting:
             tenant.push(request)
         else:
             tenant.lift(self._virtual_time)
@@ -287,7 +292,10 @@ class Queues:
 
     def pop(self, view: RequestView) -> Request:
         """Take a request that waits out of its queue."""
-        tenant = self.tenants[view.tenant]
+        return self.take(self.tenants[view.tenant], view)
+
+    def take(self, tenant: Tenant, view: RequestView) -> Request:
+        """The same, of a tenant that is known to have it."""
         request = tenant.pop(view)
         if not tenant.waiting:
             del self._waiting[view.tenant]
@@ -311,13 +319,14 @@ class Queues:
 
     def _touch(self, tenant: Tenant, now_us: int) -> None:
         """Note that the tenant is active, and forget peers that no longer are."""
-        activity = self._activity[tenant.spec.cohort]
-        activity.pop(tenant.spec.name, None)
-        activity[tenant.spec.name] = now_us
-        if (slo_us := tenant.spec.slo_us) is not None:
+        activity, spec = tenant.activity, tenant.spec
+        name = spec.name
+        activity.pop(name, None)
+        activity[name] = now_us
+        if (slo_us := spec.slo_us) is not None:
             promises = self._promises.setdefault(slo_us, {})
-            promises.pop(tenant.spec.name, None)
-            promises[tenant.spec.name] = now_us
+            promises.pop(name, None)
+            promises[name] = now_us
         while now_us - activity[oldest := next(iter(activity))] > ACTIVE_US:
             del activity[oldest]
 

@@ -90,4 +90,4 @@ def make_request(
         )
     deadline_us = None if spec.slo_us is None else now_us + spec.slo_us
     view = RequestView(request_id, spec.name, rows, now_us, deadline_us)
-    return Request(view, payload, future or Future(), input_bytes)
+    return Request(view, payload, Future() if future is None else future, input_bytes)

@@ -57,7 +57,7 @@ class _Usual:
         self._num_lanes += 1
         step = max(SMALLEST_STEP, 0.5 / self._num_lanes)
         distance = log(us) - self._log_us
-        self._log_us += max(-step, min(step, distance))
+        self._log_us += step if distance > step else -step if distance < -step else distance
 
 
 @dataclass(slots=True)
@@ -114,10 +114,12 @@ class Stragglers:
 
         `predicted_us`: for a straggler by itself, when no lanes like it are known.
         """
-        known = self._cohorts.setdefault(cohort, _Cohort())
+        known = self._cohorts.get(cohort)
+        if known is None:
+            known = self._cohorts[cohort] = _Cohort()
         us = max(us, 1.0)  # clocks count whole microseconds
         usual = known.usual.get(arrangement)
-        outcasts = [tenant for tenant in tenants if tenant in self._apart]
+        outcasts = [tenant for tenant in tenants if tenant in self._apart] if self._apart else ()
         if outcasts:
             expected_us = (usual.us if usual else None) or predicted_us
             # Not a lane that began before the eviction, nor one of a policy that fuses it all the same.
