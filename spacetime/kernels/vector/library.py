@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from threading import Lock
 
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 from llvmlite import ir
+from numba.core.compiler_lock import global_compiler_lock
 
 from spacetime.kernels.vector.call import ARGUMENTS, Body, define
 from spacetime.kernels.vector.depthwise import depthwise
@@ -18,7 +18,6 @@ from spacetime.kernels.vector.product import product
 
 Kernel = Callable[..., None]  # ARGUMENTS, as integers; the interpreter's lock is free while it runs
 
-_COMPILING = Lock()
 _ENGINES: list[object] = []  # they own the code
 
 
@@ -46,7 +45,7 @@ _BODIES: dict[str, Callable[[int, int], Body]] = {"product": product, "depthwise
 
 
 def _compiled(on: Host, kind: str, first: int, second: int) -> Kernel:
-    with _COMPILING:
+    with global_compiler_lock:
         return _compile(on, kind, first, second)
 
 

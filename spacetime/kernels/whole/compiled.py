@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from threading import Lock
 
 from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core.compiler_lock import global_compiler_lock
 
 from spacetime.kernels.vector.emitter import FLOAT, INT, Emitter, Value, int_of
 from spacetime.kernels.vector.host import Host, has_threads
@@ -26,12 +26,10 @@ from spacetime.kernels.whole.script import Along, Lookup, Place, Pointwise, Prod
 NUM_ARGUMENTS = 4
 ENOUGH_REQUESTS = 4  # per thread: then the last ones, which some threads wait for, are few
 
-_COMPILING = Lock()
-
 
 def compiled(on: Host, script: Script) -> Kernel:
     """Kept for the life of the process."""
-    with _COMPILING:
+    with global_compiler_lock:  # Numba compiles with the same library
         return _compile(on, script)
 
 

@@ -57,7 +57,10 @@ class WholeProgram:
         return num_rows <= self.most_rows
 
     def run(self, slots: Sequence[int], requests: Sequence[Sequence[Tensor]]) -> list[list[Tensor]] | None:
-        """The outputs of each request, whose tenant is in this slot; None where one asks for what does not exist."""
+        """The outputs of each request, whose tenant is in this slot.
+
+        None where one asks for what does not exist, or is not like the example: memory is read by address here.
+        """
         script = self.script
         # Names for all memory that the function reads: a tenant that joins meanwhile may move the weights.
         stacks = [layer.stack for layer in self._layers]
@@ -69,6 +72,8 @@ class WholeProgram:
         held: list[Tensor] = []
         results: list[list[Tensor]] = []
         for count, tensors in zip(counts, requests, strict=True):
+            if [tensor.nbytes for tensor in tensors] != [count * floats * FLOAT_BYTES for floats in script.inputs]:
+                return None
             inputs = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
             outputs = [_FLOATS.new_empty((count, *shape)) for shape in script.outputs]
             words += (count, place, 0)

@@ -61,7 +61,7 @@ def run(on: Host, stage: Callable[[View, View], Stage], *inputs: Tensor) -> Tens
     result = torch.full((size,), NAN)
     to = View(Buffer(Place.OUTPUT, 0, size), 0, (size,), (1,))
     script = Script((size,) * len(inputs), ((size,),), (), (stage(*views, to),), 0)
-    table = torch.tensor([1, 0, *[each.data_ptr() for each in inputs], result.data_ptr()])
+    table = torch.tensor([1, 0, 0, *[each.data_ptr() for each in inputs], result.data_ptr()])
     compiled(on, script)(1, 1, table.data_ptr(), 0)
     return result
 

@@ -247,6 +247,13 @@ def test_an_index_that_does_not_exist_fails_for_its_own_request(bad: int) -> Non
         torch.testing.assert_close(first.value, modules[0](good))
 
 
+def test_inputs_unlike_the_example_are_not_read() -> None:
+    whole = whole_of(executable_of(small(), (torch.randn(2, 9),)), hosts()[0])
+    good = (torch.randn(2, 9),)
+    for bad in (torch.randn(2, 8), torch.randn(2, 9).double(), torch.randn(2, 9, 2)):
+        assert whole.run([0, 1], [good, (bad,)]) is None
+
+
 def test_a_processor_without_vector_kernels_says_so() -> None:
     cohort = executable_of(small(), (torch.randn(2, 9),)).cohort
     whole = WholeProgram.of(cohort.fused, cohort.layers, [torch.randn(2, 9)], None)
