@@ -34,6 +34,12 @@ class Compiled:
         """Second copies of weights that its kernels keep."""
         return sum(kernel.packed_bytes for kernel in self.kernels if isinstance(kernel, PrepackedConv | VectorConv))
 
+    @property
+    def prepacked_entries(self) -> tuple[tuple[Layer, int], ...]:
+        """Of which entries of which layers; each copy takes as much as the entry."""
+        packing = [kernel for kernel in self.kernels if isinstance(kernel, PrepackedConv | VectorConv)]
+        return tuple([found for kernel in packing for found in kernel.packed_entries])
+
 
 # torch's own entry points dispatch three times faster than torch.ops; same schema, hence same arguments.
 _FAST: dict[str, Callable[..., Any]] = {

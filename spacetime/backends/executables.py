@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from spacetime.backends.compiler import compile_program
 from spacetime.capture.cohort import Cohort
+from spacetime.capture.layer import Layer
 from spacetime.kernels import AnyRows, RowMap, SlotKernel
 from spacetime.kernels.vector.host import host
 from spacetime.kernels.whole.program import WholeProgram
@@ -107,6 +108,11 @@ class CohortExecutable:
     def resident_bytes(self) -> int:
         """Weights of all members, shared content once, and the copies that kernels keep of them."""
         return self.cohort.resident_bytes() + self._program.prepacked_bytes
+
+    @property
+    def packed(self) -> tuple[tuple[Layer, int], ...]:
+        """The weights, entries of layers, that kernels keep copies of; each is made at its first use."""
+        return self._program.prepacked_entries
 
     @property
     def kernels(self) -> tuple[SlotKernel, ...]:

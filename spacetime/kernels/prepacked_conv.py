@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spacetime.capture.layer import Layer
 from spacetime.kernels.rowmap import RowMap
 from spacetime.kernels.slot_conv import SlotConv
 
@@ -37,6 +38,11 @@ class PrepackedConv:
     @property
     def packed_bytes(self) -> int:
         return len(self._packed) * self._plain.weight.slab.entry_bytes if self._packed else 0
+
+    @property
+    def packed_entries(self) -> tuple[tuple[Layer, int], ...]:
+        """The weights that it has copies of: entries of a layer."""
+        return tuple([(self._plain.weight, entry) for entry in list(self._packed)])  # lanes may pack meanwhile
 
     def __call__(self, rows: RowMap, x: Tensor) -> Tensor:
         # Layers of equal sharing have equal entries, so one number finds the weight, its bias, scale and shift.

@@ -58,6 +58,10 @@ class VectorConv:
     def packed_bytes(self) -> int:
         return self._others.packed_bytes if isinstance(self._others, PrepackedConv) else 0
 
+    @property
+    def packed_entries(self) -> tuple[tuple[Layer, int], ...]:
+        return self._others.packed_entries if isinstance(self._others, PrepackedConv) else ()
+
     def __call__(self, rows: RowMap, x: Tensor) -> Tensor:
         kind = x.shape[1:], x.shape[0] // rows.total
         plan = self._plans.get(kind)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from spacetime.backends.executables import CohortExecutable
+from spacetime.backends.families import LengthsExecutable
 from spacetime.errors import AdmissionError
 from spacetime.ir import Program, TensorSpec
 from spacetime.values import Value
@@ -34,17 +36,27 @@ class TenantMemory(Value):
     buffer_bytes: int  # registered buffers that are not among the weights of its lanes
     graph_bytes: int  # of CUDA graphs; its part of those of several tenants
     lane_bytes: int  # predicted for the values of a lane of its example's rows; 0: opaque, not known
+    packed_bytes: int = 0  # copies of its weights that `prepack=True` has made so far; of shared ones in full
 
     @property
     def peak_bytes(self) -> int:
         """What it may take at most, by itself, while a lane of its example runs."""
-        return sum((self.weight_bytes, self.shared_weight_bytes, self.buffer_bytes, self.graph_bytes, self.lane_bytes))
+        weights = self.weight_bytes + self.shared_weight_bytes + self.packed_bytes
+        return weights + self.buffer_bytes + self.graph_bytes + self.lane_bytes
 
     def as_dict(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in FIGURES}
 
 
-FIGURES = ("weight_bytes", "shared_weight_bytes", "buffer_bytes", "graph_bytes", "lane_bytes", "peak_bytes")
+FIGURES = (
+    "weight_bytes",
+    "shared_weight_bytes",
+    "packed_bytes",
+    "buffer_bytes",
+    "graph_bytes",
+    "lane_bytes",
+    "peak_bytes",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +64,10 @@ class MemoryReport(Value):
     """All tenants, and the device: what is there counts once, whoever shares it."""
 
     tenants: tuple[TenantMemory, ...]
-    resident_bytes: int  # of all tenants: weights, buffers, graphs
+    resident_bytes: int  # of all tenants: weights, packed copies of them, buffers, graphs
     reserve_bytes: int  # room in slabs that nobody uses; on a CPU it costs nothing until it is written to
     peak_bytes: int  # the most that was resident at a time when somebody came, left or looked
+    packed_bytes: int = 0  # of `resident_bytes`, copies of weights; of a tenant that has left they wait for the next
 
 
 NO_MEMORY = MemoryReport((), 0, 0, 0)
@@ -67,6 +80,14 @@ class Holding:
     module: nn.Module
     cohort: Cohort | None
     rows: int  # of its example
+    executable: object = None  # what runs its lanes
+
+    @property
+    def programs(self) -> tuple[CohortExecutable, ...]:
+        """Those with kernels that may keep copies of weights: one, or one per length."""
+        if isinstance(self.executable, LengthsExecutable):
+            return tuple(self.executable.programs.values())
+        return (self.executable,) if isinstance(self.executable, CohortExecutable) else ()
 
 
 class Ledger:
@@ -75,6 +96,7 @@ class Ledger:
     def __init__(self) -> None:
         self._lanes: dict[tuple[str, int], int] = {}
         self._tenants: tuple[TenantMemory, ...] = ()
+        self._programs: dict[str, tuple[CohortExecutable, ...]] = {}  # by tenant
         self._resident_bytes = self._reserve_bytes = self._peak_bytes = 0
 
     def update(self, holdings: Mapping[str, Holding]) -> None:
@@ -94,15 +116,23 @@ class Ledger:
             tenants.append(TenantMemory(name, own, shared, buffers, 0, self._lane_bytes(holdings[name])))
         cohorts = {id(holding.cohort): holding.cohort for holding in holdings.values() if holding.cohort is not None}
         self._tenants = tuple(tenants)
+        self._programs = {name: holding.programs for name, holding in holdings.items()}
         self._resident_bytes = sum(once.values())
         self._reserve_bytes = sum(map(reserve_bytes, cohorts.values()))
-        self._peak_bytes = max(self._peak_bytes, self._resident_bytes)
+        self._peak_bytes = max(self._peak_bytes, self._resident_bytes + sum(_packed(self._programs)[0].values()))
 
     def report(self, graph_bytes: Mapping[str, int]) -> MemoryReport:
-        tenants = tuple([replace(memory, graph_bytes=graph_bytes.get(memory.tenant, 0)) for memory in self._tenants])
-        resident = self._resident_bytes + sum(graph_bytes.values())
+        by_program, by_tenant = _packed(self._programs)
+        tenants = tuple(
+            [
+                replace(memory, graph_bytes=graph_bytes.get(memory.tenant, 0), packed_bytes=by_tenant[memory.tenant])
+                for memory in self._tenants
+            ]
+        )
+        packed = sum(by_program.values())
+        resident = self._resident_bytes + packed + sum(graph_bytes.values())
         self._peak_bytes = max(self._peak_bytes, resident)
-        return MemoryReport(tenants, resident, self._reserve_bytes, self._peak_bytes)
+        return MemoryReport(tenants, resident, self._reserve_bytes, self._peak_bytes, packed)
 
     def _lane_bytes(self, holding: Holding) -> int:
         if holding.cohort is None:
@@ -128,6 +158,24 @@ def _memories(name: str, holding: Holding) -> Iterator[tuple[int, tuple[int, boo
         if tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
             yield tensor.data_ptr(), (tensor.nbytes, is_buffer)
+
+
+def _packed(programs: Mapping[str, tuple[CohortExecutable, ...]]) -> tuple[dict[int, int], Counter[str]]:
+    """Bytes of packed copies of weights: of every program, and of what each tenant uses of them.
+
+    Looked up at every report, since kernels pack weights when they first need them.
+    """
+    by_program, by_tenant = dict[int, int](), Counter[str]()
+    for name, own in programs.items():
+        for program in own:
+            member = program.cohort.members.get(name)
+            packed = program.packed
+            by_program[id(program)] = sum([layer.slab.entry_bytes for layer, _ in packed])
+            if member is not None:
+                by_tenant[name] += sum(
+                    [layer.slab.entry_bytes for layer, entry in packed if layer.entries[member.slot] == entry]
+                )
+    return by_program, by_tenant
 
 
 def reserve_bytes(cohort: Cohort) -> int:
@@ -160,7 +208,7 @@ def _spec_bytes(specs: Iterable[TensorSpec], rows: int) -> int:
 
 def memory_lines(report: MemoryReport) -> list[str]:
     """A table for explain()."""
-    headings = ("weights", "shared", "buffers", "graphs", "lane", "at most")
+    headings = ("weights", "shared", "packed", "buffers", "graphs", "lane", "at most")
     lines = [
         f"memory: {_megabytes(report.resident_bytes)} MB are held, {_megabytes(report.peak_bytes)} MB at most so far, "
         f"{_megabytes(report.reserve_bytes)} MB are reserved for tenants to come",

@@ -11,6 +11,7 @@ from spacetime.backends.null import NullBackend
 from spacetime.capture.slab import Slab
 from spacetime.device import Device
 from spacetime.ir import Kernel, Program, Rows, TensorSpec
+from spacetime.kernels import prepacked_conv
 from spacetime.runtime.memory import FIGURES, MemoryReport, is_out_of_memory, lane_bytes, out_of_memory
 from tests.runtime.models import EXAMPLE, Counting, Gate, X, assert_equal, plain, tiny
 
@@ -70,6 +71,61 @@ def test_batch_norm_keeps_its_statistics_beside_what_was_folded() -> None:
         assert own["weight_bytes"] >= 4 * (12 + 4)
 
 
+CONV_BYTES = 4 * 96 * 96 * 3 * 3  # large enough to be packed
+IMAGE = (torch.ones(1, 96, 20, 20),)  # and too many pixels for the kernels that read weights where they are
+
+
+def convolution(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(96, 96, 3), nn.ReLU()).eval()
+
+
+@pytest.mark.skipif(not prepacked_conv.available(), reason="this build of torch has no oneDNN")
+def test_packed_copies_of_weights_count_as_soon_as_they_are_made() -> None:
+    with st.Runtime("cpu", prepack=True) as rt:
+        for name, seed in (("a", 0), ("b", 1), ("same as b", 1)):
+            tenant = rt.add(convolution(seed), IMAGE, name)
+            tenant(*IMAGE)
+        report = rt.memory()
+        assert [memory.packed_bytes for memory in report.tenants] == [CONV_BYTES] * 3
+        assert report.packed_bytes == 2 * CONV_BYTES, "of what two tenants share there is one copy"
+        assert report.resident_bytes == 2 * (2 * CONV_BYTES + 4 * 96) == report.peak_bytes
+        assert figures(rt, "a")["peak_bytes"] >= 2 * CONV_BYTES + 4 * 96
+        assert rt.explain().cohorts[0].resident_bytes == report.resident_bytes
+        rt.remove("a")
+        left = rt.memory()
+        assert [memory.packed_bytes for memory in left.tenants] == [CONV_BYTES] * 2
+        assert left.packed_bytes == 2 * CONV_BYTES, "its copy waits for who comes next"
+        rt.remove("b")
+        rt.remove("same as b")
+        assert rt.memory().packed_bytes == rt.memory().resident_bytes == 0
+
+
+@pytest.mark.skipif(not prepacked_conv.available(), reason="this build of torch has no oneDNN")
+def test_copies_that_the_programs_of_shorter_lengths_keep_count_as_well() -> None:
+    class Images(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(96, 96, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x)
+
+    with st.Runtime("cpu", prepack=True) as rt:
+        tenant = rt.add(Images().eval(), (torch.ones(1, 96, 20, 20),), "a", dynamic={0: {2: (20, 40)}})
+        for length in (20, 40):
+            tenant(torch.ones(1, 96, length, 20))
+        (own,) = rt.memory().tenants
+        lengths = len(rt.explain().varying[0].programs)
+        assert lengths > 1 and own.packed_bytes == rt.memory().packed_bytes == lengths * CONV_BYTES
+
+
+def test_without_prepack_nothing_is_packed() -> None:
+    with st.Runtime("cpu") as rt:
+        rt.add(convolution(0), IMAGE, "a")(*IMAGE)
+        assert rt.memory().packed_bytes == figures(rt, "a")["packed_bytes"] == 0
+
+
 def test_the_report_is_a_value_and_explain_prints_it() -> None:
     with st.Runtime("cpu") as rt:
         rt.add(tiny(0), EXAMPLE, "vision")
@@ -82,7 +138,18 @@ def test_the_report_is_a_value_and_explain_prints_it() -> None:
         text = str(explanation)
         assert "memory: 0.0 MB are held" in text
         table = text.splitlines()[-3:]
-        assert table[0].split() == ["MB", "weights", "shared", "buffers", "graphs", "lane", "at", "most", "tenant"]
+        assert table[0].split() == [
+            "MB",
+            "weights",
+            "shared",
+            "packed",
+            "buffers",
+            "graphs",
+            "lane",
+            "at",
+            "most",
+            "tenant",
+        ]
         assert [line.split()[-1] for line in table[1:]] == ["vision", "speech"]
 
 
