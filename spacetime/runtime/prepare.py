@@ -43,6 +43,11 @@ class Prepared:
     meets: str | None = None
     lengths: Lengths | None = None
 
+    @property
+    def is_one_call(self) -> bool:
+        """Are its fused lanes a native call each, whatever its kernels would take?"""
+        return isinstance(self.executable, CohortExecutable) and not isinstance(self.executable.whole, str)
+
     def group(self, name: str) -> str:
         """Who shares lanes with it, as the scheduler knows them."""
         if self.cohort is not None and self.lengths is not None:

@@ -7,7 +7,12 @@ from dataclasses import replace
 import pytest
 
 import spacetime as st
+from spacetime.device import Device
+from spacetime.ir import Program
+from spacetime.kernels.vector.host import host
+from spacetime.scheduler.costs import OnlineCosts
 from spacetime.scheduler.journal import replay
+from spacetime.scheduler.tables import LatencyTable
 from tests.runtime.models import EXAMPLE, PATIENCE_S, X, assert_equal, plain, tiny
 
 
@@ -35,3 +40,20 @@ def test_a_profile_of_this_machine_is_used_and_another_is_refused() -> None:
     with pytest.raises(st.OptionError, match="not of this machine") as caught:
         st.Runtime("cpu", profile=elsewhere)
     assert "another cpu there" in str(caught.value)
+
+
+def test_a_program_that_is_one_call_is_not_judged_by_the_times_of_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile, tables = st.profile(st.capture(tiny(), EXAMPLE), budget_s=0.02, units=[1]), []
+    register = OnlineCosts.register
+
+    def spy(
+        costs: OnlineCosts, cohort: str, program: Program, device: Device, table: LatencyTable | None = None
+    ) -> None:
+        tables.append(table)
+        register(costs, cohort, program, device, table)
+
+    monkeypatch.setattr(OnlineCosts, "register", spy)
+    with st.Runtime("cpu", profile=profile) as rt:
+        rt.add(tiny(), EXAMPLE, "one call")
+        rt.add(tiny(1), EXAMPLE, "as it is", exact=True)
+    assert tables == ([None, profile.table] if host() else [profile.table, profile.table])
