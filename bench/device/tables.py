@@ -54,7 +54,10 @@ def slot_tune(notes: Notes) -> None:
     cases = [(name, shape) for name, shape in wanted() if key(name, target.name, shape) not in known]
     cases = [(name, shape) for name, shape in cases if f"{name} {shape}" not in left_out]
     if not left_out:
-        _compile_all(notes, cases, target, start_s)
+        jobs: list[Job] = []
+        for name, shape in cases:
+            jobs += [(name, shape, config) for config in configs_of(KERNELS[name], shape, target, CANDIDATES)]
+        compile_all(notes, jobs, target, start_s + COMPILE_S)
     timer = GraphTimer(target, torch.cuda.get_device_properties(0).L2_cache_size)
     for index, (name, shape) in enumerate(cases):
         if time.monotonic() - start_s > TIME_S:
@@ -70,14 +73,12 @@ def slot_tune(notes: Notes) -> None:
     notes.note("table", INFO, str(path), entries=len(load(path)))
 
 
-def _compile_all(notes: Notes, cases: list[tuple[str, Any]], target: Target, start_s: float) -> None:
-    jobs: list[Job] = []
-    for name, shape in cases:
-        jobs += [(name, shape, config) for config in configs_of(KERNELS[name], shape, target, CANDIDATES)]
-    compiled, failed = _compile(jobs, target, start_s + COMPILE_S)
+def compile_all(notes: Notes, jobs: list[Job], target: Target, end_s: float) -> None:
+    """As many as there is time for."""
+    start_s = time.monotonic()
+    compiled, failed = _compile(jobs, target, end_s)
     took_s = round(time.monotonic() - start_s, 1)
-    figures = {"shapes": len(cases), "configs": len(jobs), "compiled": compiled, "took_s": took_s}
-    notes.note("compiled", INFO, "; ".join(failed)[:600], **figures)
+    notes.note("compiled", INFO, "; ".join(failed)[:600], configs=len(jobs), compiled=compiled, took_s=took_s)
 
 
 def _tune(notes: Notes, case: tuple[str, Any], target: Target, timer: Any, path: Path, end_s: float) -> None:

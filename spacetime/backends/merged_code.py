@@ -16,7 +16,7 @@ from spacetime.capture.cohort import Cohort
 from spacetime.capture.fuse import FusedProgram, Ref, Step
 from spacetime.capture.merge import Call, Launch, Schedule, Segment
 from spacetime.capture.merge_contents import Contents
-from spacetime.kernels import RowMap
+from spacetime.kernels import RowMap, SlotKernel
 from spacetime.kernels.together import Spans
 from spacetime.kernels.together_table import TogetherKernel, bind_together
 
@@ -62,6 +62,23 @@ class MergedCode:
             else self._common(item)
             for item in schedule.items
         ]
+
+    def kernels_of(self, member: int) -> tuple[SlotKernel, ...]:
+        """Slot kernels that run for this member alone."""
+        pieces = [item for item in self._items if isinstance(item, _Piece) and item.member == member]
+        return tuple([kernel for piece in pieces for kernel in piece.compiled.kernels])
+
+    @property
+    def commons(self) -> tuple[TogetherKernel, ...]:
+        """The kernels of common launches."""
+        return tuple([item.kernel for item in self._items if isinstance(item, _Common)])
+
+    @property
+    def apart(self) -> list[tuple[Call, str]]:
+        """What these kernels have left to itself in the last lane, and why."""
+        commons = [item for item in self._items if isinstance(item, _Common)]
+        found = [(item.calls, getattr(item.kernel, "apart", {})) for item in commons]
+        return [(calls[index], reason) for calls, apart in found for index, reason in apart.items()]
 
     def warm(self) -> None:
         """Compare the weights of all members now, not when a lane meets them first."""

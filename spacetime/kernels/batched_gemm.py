@@ -6,6 +6,8 @@ library; `available()` says why it cannot be used here.
 
 from __future__ import annotations
 
+import threading
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from ctypes import byref, c_char_p, c_int, c_int64, c_void_p
 from functools import cache
@@ -40,6 +42,7 @@ _SIGNATURES: dict[str, Sequence[Any]] = {
 # The order is that of FindPrecision in csrc/batched_gemm.cu; TF32 is fp32 that may be rounded.
 _PRECISIONS = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 _TF32 = 1
+_WORKSPACE_BYTES = 4 << 20  # what cuBLAS asks for at least; batches of small products need less
 
 
 @cache
@@ -72,6 +75,10 @@ class Handle:
         num_bytes = workspace.numel() * workspace.element_size()
         arguments = (stream.cuda_stream, workspace.data_ptr(), num_bytes, num_units)
         library().call("st_blas_bind", self._handle, *arguments)
+
+    def unbind(self) -> None:
+        """Give the workspace back to whoever else uses the stream; bind() again before the next product."""
+        self._workspace = None
 
     def close(self) -> None:
         library().call("st_blas_destroy", self._handle)
@@ -111,6 +118,52 @@ class Handle:
         columns = [(c_int * len(shapes))(*column) for column in zip(*shapes, strict=True)]
         addresses = (weights.data_ptr(), x.data_ptr(), out.data_ptr())
         library().call("st_grouped_gemm", self._handle, _precision(dtype), len(shapes), *columns, *addresses)
+
+
+def linear(x: Tensor, slab: Tensor, slot: Tensor, num_active: Tensor, out: Tensor) -> None:
+    """`Handle.linear` on the current stream, with the thread's own handle and memory of torch's allocator.
+
+    A handle is made in the first call of a thread, which no capture allows: call it once before. The memory is the
+    stream's, or the captured graph's. Heuristics count on the whole device.
+    """
+    handle = _handle_of_thread(x.device.index or 0)
+    pointers = torch.empty(3 * x.shape[0], dtype=torch.int64, device=x.device)
+    scratch = x.new_empty(x.shape[1], slab.shape[1])
+    workspace = torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=x.device)
+    handle.bind(torch.cuda.current_stream(x.device), workspace)
+    try:
+        handle.linear(x, slab, slot, num_active, out, pointers, scratch)
+    finally:
+        handle.unbind()
+
+
+class _Lent:
+    """The handles of a thread, by device. They outlive it: to destroy one waits for the device, and breaks captures."""
+
+    def __init__(self) -> None:
+        self.handles: dict[int, Handle] = {}
+
+    def __del__(self) -> None:
+        for device, handle in self.handles.items():
+            _FREE[device].append(handle)
+
+
+_FREE: defaultdict[int, deque[Handle]] = defaultdict(deque)
+_OF_THREAD = threading.local()
+
+
+def _handle_of_thread(device: int) -> Handle:
+    lent: _Lent | None = getattr(_OF_THREAD, "lent", None)
+    if lent is None:
+        lent = _OF_THREAD.lent = _Lent()
+    handle = lent.handles.get(device)
+    if handle is None:
+        try:
+            handle = _FREE[device].pop()
+        except IndexError:
+            handle = Handle()
+        lent.handles[device] = handle
+    return handle
 
 
 def _precision(dtype: torch.dtype) -> int:

@@ -18,6 +18,8 @@ from spacetime.capture.layer import Layer
 from spacetime.capture.merge_contents import Contents
 from spacetime.kernels.rowmap import RowMap
 
+_SOURCES = 256  # tables of one mix whose content is kept, of all its launches
+
 Parts = dict[int, RowMap]  # the calls of a launch that have rows in this lane
 Call = Callable[["Group", Tensor], Tensor]
 
@@ -43,9 +45,28 @@ class Group:
 class Spans:
     """Who has how many rows in a lane, by member; None for a member without rows. Remembers the tables of launches."""
 
+    is_late = False  # is the lane being captured?
+
     def __init__(self, rows: tuple[RowMap | None, ...]) -> None:
         self.rows = rows
         self._tables: dict[object, tuple[tuple[int, ...], tuple[Group, ...]]] = {}
+        self._sources: dict[bytes, Tensor] = {}
+
+    def upload(self, table: Tensor, device: torch.device) -> Tensor:
+        """A small table of the host's in device memory, on the current stream and for this lane alone.
+
+        What is copied is kept, for the copy takes place later; addresses tend to come again. A host that has seen too
+        many waits instead.
+        """
+        content = table.numpy().tobytes()
+        source = self._sources.get(content)
+        if source is None and len(self._sources) < _SOURCES:
+            source = self._sources[content] = table.pin_memory() if device.type == "cuda" else table
+        on_device = torch.empty_like(table, device=device)
+        return on_device.copy_(table) if source is None else on_device.copy_(source, non_blocking=True)
+
+    def hold(self, table: Tensor) -> None:
+        """A launch reads this table, which others read as well. Who captures the launch has to keep it."""
 
     def table(self, launch: Weighted, parts: Parts) -> tuple[Group, ...]:
         # Versions first: what changes meanwhile shows next time. A lane's own tenants keep their weights.
@@ -54,6 +75,36 @@ class Spans:
         if known is None or known[0] != versions:
             known = self._tables[launch] = (versions, launch.groups(parts))
         return known[1]
+
+
+class LateSpans(Spans):
+    """Of a capture, in which nothing can be copied from the host: tables are written behind it, by `write`.
+
+    What launches read is only known while they are captured. It is held, so that the graph's other values, which are
+    allocated from the same pool, cannot come to lie in its place.
+    """
+
+    is_late = True
+
+    def __init__(self, rows: tuple[RowMap | None, ...]) -> None:
+        super().__init__(rows)
+        self.held: list[Tensor] = []
+        self._unwritten: list[tuple[Tensor, Tensor]] = []
+
+    def upload(self, table: Tensor, device: torch.device) -> Tensor:
+        on_device = torch.empty_like(table, device=device)
+        self._unwritten.append((on_device, table))
+        self.hold(on_device)
+        return on_device
+
+    def hold(self, table: Tensor) -> None:
+        self.held.append(table)
+
+    def write(self) -> None:
+        """On the current stream, after the capture and before the first replay. Waits: replays come on any stream."""
+        for on_device, table in self._unwritten:
+            on_device.copy_(table)
+        self._unwritten.clear()
 
 
 class Weighted:

@@ -63,6 +63,7 @@ def merged_report(
     """`tenants` by member."""
     merged, schedule = executable.merged, executable.schedule
     told = explain(merged, names=view.cohorts)
+    notes = [f"{view.cohorts[note.member]}.{note.node}: {note.reason}" for note in schedule.notes]
     members = tuple([MemberReport(cohort, tuple(its)) for cohort, its in zip(view.cohorts, tenants, strict=True)])
     return MergedReport(
         id=view.id,
@@ -72,7 +73,7 @@ def merged_report(
         num_launches=merged.num_launches,
         num_alone_executed=schedule.num_alone,
         num_launches_executed=schedule.num_launches,
-        apart=tuple([f"{view.cohorts[note.member]}.{note.node}: {note.reason}" for note in schedule.notes]),
+        apart=(*notes, *executable.apart),
         num_lanes=sum(event.lane.cohort == view.id for event in trace.events),
     )
 

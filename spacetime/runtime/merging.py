@@ -14,9 +14,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -27,15 +28,14 @@ from spacetime.merged import MergedProgram
 from spacetime.merging import MergeCache, Recurrences
 from spacetime.plan import Lane, MergedView
 from spacetime.runtime.merged_report import MergedReport, merged_report
+from spacetime.runtime.prepare import WARM_ROWS
 from spacetime.scheduler.costs import OnlineCosts
 from spacetime.scheduler.driver import Driver
 from spacetime.scheduler.loop import Scheduler
-from spacetime.scheduler.protocols import Outcome
 from spacetime.trace import Trace
 
 ROWS_CHECKED = 2  # of the example
 MOST_REFINED = 4  # each is a further choice in every decision
-ON_GPU = "lanes are merged on the CPU only: common launches have no form for GPUs yet"
 _log = logging.getLogger("spacetime")
 
 Members = tuple[str, ...]  # cohorts
@@ -57,25 +57,6 @@ class _Live:
     view: MergedView
     executable: MergedExecutable
     checked: set[str] = field(default_factory=set)  # tenants
-
-
-class _Watched:
-    """Tells whose rows its lanes have, and when one has shown it to be at fault: that lane has come to its results."""
-
-    def __init__(self, live: _Live, at_fault: Callable[[], None], was_active: Callable[[Members], None]) -> None:
-        self._executable = live.executable
-        self._cohorts = live.view.cohorts
-        self._at_fault = at_fault
-        self._was_active = was_active
-
-    def run(self, lane: Lane, payloads: Sequence[Call]) -> Sequence[Outcome]:
-        outcomes = self._executable.run(lane, payloads)
-        if self._executable.fault:
-            self._at_fault()
-        active = self._executable.active(lane)
-        if 1 < len(active) < len(self._cohorts):
-            self._was_active(tuple([self._cohorts[member] for member in active]))
-        return outcomes
 
 
 class Merging:
@@ -104,7 +85,12 @@ class Merging:
     def joined(self, tenant: str, cohort: str, executable: CohortExecutable, example: tuple[object, ...]) -> None:
         """A tenant whose lanes are those of its cohort."""
         if cohort not in self._members:
-            leaves = [leaf[:ROWS_CHECKED].clone() for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+            # An example may be elsewhere than the weights.
+            where = next((layer.stack.device for layer in executable.cohort.layers), None)
+            tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+            leaves = [leaf[:ROWS_CHECKED].to(where or leaf.device, copy=True) for leaf in tensors]
+            if where is not None and where.type == "cuda":  # another thread's stream will read them
+                torch.cuda.current_stream(where).synchronize()
             self._members[cohort] = _Member(executable, Call((), tuple(leaves)), [])
         self._members[cohort].tenants.append(tenant)
         self._wake()
@@ -215,7 +201,7 @@ class Merging:
     def _make(self, merged: MergedProgram, cohorts: Members) -> None:
         live = self._executable_of(merged, cohorts)
         if self._check(live):
-            self._enter(live, merged, self._live)
+            self._enter(live, self._live)
             self._live = live
 
     def _executable_of(self, merged: MergedProgram, cohorts: Members) -> _Live:
@@ -244,21 +230,24 @@ class Merging:
         }
         troubles = live.executable.check(calls)
         if not troubles:
+            if not live.checked:
+                live.executable.warm(calls, WARM_ROWS)
             live.checked.update(calls)
         return troubles
 
     def _unchecked(self, live: _Live, cohort: str) -> list[str]:
         return [tenant for tenant in self._members[cohort].tenants if tenant not in live.checked]
 
-    def _enter(self, live: _Live, merged: MergedProgram, before: _Live | None) -> None:
+    def _enter(self, live: _Live, before: _Live | None) -> None:
         """In the place of another one."""
-        watched = _Watched(live, self._wake, self._was_active)
+        launched = live.executable.launched
+        live.executable.watch = partial(self._has_run, live.view.cohorts)
 
         def enter(scheduler: Scheduler) -> None:
             if before is not None:
                 scheduler.remove_merged(before.view.id)
-            self._costs.register_merged(live.view.id, merged, live.view.cohorts, self._device)
-            scheduler.add_merged(live.view, watched)
+            self._costs.register_merged(live.view.id, launched, live.view.cohorts, self._device)
+            scheduler.add_merged(live.view, live.executable)
 
         self._driver.call(enter)
 
@@ -278,11 +267,16 @@ class Merging:
 
     # -- members that are active together -------------------------------------------------------------
 
-    def _was_active(self, cohorts: Members) -> None:
-        """On a lane's thread: of these members only."""
-        if self._recurrences.note(cohorts):
-            self._due.append(cohorts)
+    def _has_run(self, cohorts: Members, executable: MergedExecutable, lane: Lane) -> None:
+        """On a lane's thread: it may have shown the execution to be at fault, or have rows of some members only."""
+        if executable.fault:
             self._wake()
+        active = executable.active(lane)
+        if 1 < len(active) < len(cohorts):
+            its = tuple([cohorts[member] for member in active])
+            if self._recurrences.note(its):
+                self._due.append(its)
+                self._wake()
 
     def _refine(self, cohorts: Members) -> None:
         """An executable of just these, if it makes fewer launches than what the others leave of the residents'."""
@@ -302,7 +296,7 @@ class Merging:
             if troubles:
                 self._given_up[cohorts] = f"aligned by themselves they deviate: {troubles}"
                 return
-            self._enter(live, refined, None)
+            self._enter(live, None)
             self._refined[cohorts] = live
             if len(self._refined) > MOST_REFINED:
                 oldest, outdated = self._refined.popitem(last=False)

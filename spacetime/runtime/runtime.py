@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -27,7 +26,7 @@ from spacetime.runtime.checks import brought, check_example, check_module
 from spacetime.runtime.contract import Contract, contract_of
 from spacetime.runtime.explain import ApartReport, Explanation, cohort_report, lengths_report, opaque_report
 from spacetime.runtime.memory import FIGURES, Holding, Ledger, MemoryReport, lane_bytes
-from spacetime.runtime.merging import ON_GPU, Merging
+from spacetime.runtime.merging import Merging
 from spacetime.runtime.prepare import Prepared, Preparer
 from spacetime.runtime.tenant import Tenant, Wrapped
 from spacetime.runtime.undo import prepare_whole
@@ -107,9 +106,8 @@ class Runtime:
         self._closed = False
         self._request_ids = itertools.count()
         self._driver = Driver(self._build, at_end=self._release)
-        self._unmerged = (ON_GPU,) if merge and self._torch_device != "cpu" else ()
         self._merging: Merging | None = None
-        if merge and not self._unmerged:
+        if merge:
             self._merging = Merging(self._driver, self._costs, self._backend.device, self._changing)
 
     def _build(self, post: Post) -> Scheduler:
@@ -210,7 +208,12 @@ class Runtime:
     def _holdings(self) -> dict[str, Holding]:
         cohorts = {signature: executable.cohort for signature, executable in self._preparer.cohorts.items()}
         return {
-            name: Holding(self._preparer.modules[name], cohorts.get(resident.prepared.cohort or ""), resident.rows)
+            name: Holding(
+                self._preparer.modules[name],
+                cohorts.get(resident.prepared.cohort or ""),
+                resident.rows,
+                resident.prepared.executable,
+            )
             for name, resident in self._residents.items()
         }
 
@@ -230,16 +233,18 @@ class Runtime:
     def _enter(self, spec: TenantSpec, prepared: Prepared) -> None:
         program = self._preparer.cohorts[prepared.cohort].cohort.program if prepared.cohort else None
         device = self._backend.device
+        # A profile has the times of kernels, each by itself: of a program that is one call it says nothing.
+        table = None if prepared.is_one_call else self._table
 
         def enter(scheduler: Scheduler) -> None:
-            self._costs.register(spec.cohort, program, device, self._table)
+            self._costs.register(spec.cohort, program, device, table)
             scheduler.add_tenant(spec, prepared.executable)
 
         self._driver.call(enter)
 
     # -- requests -------------------------------------------------------------------------------------
 
-    def _submit(self, name: str, contract: Contract, args: tuple[Any, ...], waits: bool) -> Future[Any]:
+    def _submit(self, name: str, contract: Contract, args: tuple[Any, ...], waits: bool) -> Result[Any]:
         if self._closed:
             raise ClosedError(
                 f"tenant {name!r}: the request was not accepted", "the runtime is closed", "make another Runtime"
@@ -263,7 +268,7 @@ class Runtime:
         trace = self.trace()
         stats = self.stats()
         with self._changing:
-            merged, unmerged = self._merging.reports(trace) if self._merging else ((), self._unmerged)
+            merged, unmerged = self._merging.reports(trace) if self._merging else ((), ())
             return Explanation(
                 device=self._backend.device.name,
                 num_units=self._backend.device.num_units,

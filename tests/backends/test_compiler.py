@@ -12,13 +12,19 @@ from spacetime.capture.cohort import Cohort
 from spacetime.kernels import RowMap
 from spacetime.zoo import SMALL, build, example
 from tests.capture.tenants import weights_of, zoo_capture
+from tests.slow import LONG_EXPORTS, mostly
 
 
-@pytest.fixture(scope="module", params=SMALL)
-def cohort(request: pytest.FixtureRequest) -> Cohort:
-    captured = zoo_capture(request.param)
+@pytest.fixture(scope="module", params=mostly(SMALL, slow=(*LONG_EXPORTS, "resnet18", "vit", "gru")))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def cohort(name: str) -> Cohort:
+    captured = zoo_capture(name)
     made = Cohort(captured)
-    made.join("tenant", weights_of(captured, build(request.param)))
+    made.join("tenant", weights_of(captured, build(name)))
     return made
 
 
@@ -52,8 +58,7 @@ def test_values_are_dropped_right_after_their_last_use(cohort: Cohort) -> None:
         assert all(isinstance(statement, ast.Delete) for statement in between), name
 
 
-def test_the_source_compiles_and_runs(cohort: Cohort) -> None:
-    name = next(name for name in SMALL if zoo_capture(name) is cohort.captured)
+def test_the_source_compiles_and_runs(name: str, cohort: Cohort) -> None:
     run = compile_program(cohort.fused, cohort.layers).run
     with torch.no_grad():
         outputs = run(RowMap((0,), (3,)), *example(name, rows=3))

@@ -292,9 +292,9 @@ class OnGpu(NullBackend, HostMemory):
     torch_device = "cuda:0"
 
 
-def test_on_a_gpu_nothing_is_merged_yet_and_explain_says_so() -> None:
+def test_on_a_gpu_lanes_are_merged_as_well() -> None:
     with spacetime.Runtime(OnGpu(), merge=True) as rt:
-        assert "not merged: lanes are merged on the CPU only" in str(rt.explain())
+        assert rt._merging is not None and rt.explain().unmerged == ()
 
 
 def test_without_the_option_nothing_is_prepared() -> None:

@@ -63,29 +63,39 @@ class AnyRecipe:
 
     @staticmethod
     def of(mix: Mix, calls: Sequence[Call], bucket: int) -> AnyRecipe:
-        shapes = tuple([tensor[0].to("meta") for tensor in calls[0].tensors])
-        return AnyRecipe(weakref.ref(mix.executable), mix.lane, bucket, shapes)
-
-    def batch(self, num_rows: int) -> tuple[Tensor, ...]:
-        """Inputs that any module accepts, on the host."""
-        sizes = [(num_rows, *shape.shape) for shape in self.shapes]
-        shapes = zip(sizes, self.shapes, strict=True)
-        return tuple([pattern(torch.empty(size, dtype=shape.dtype, device="meta")) for size, shape in shapes])
+        return AnyRecipe(weakref.ref(mix.executable), mix.lane, bucket, shapes_of(calls[0]))
 
     def example(self, executable: CohortExecutable) -> Mix:
         """A mix of the tenants that are there, to compare a replay with: ragged, and short of the bucket."""
-        members = sorted(tuple(executable.cohort.members.values()), key=lambda member: member.slot)[: self.bucket]
-        if not members:
-            raise Outdated
-        spare = (self.bucket - len(members) + 1) // 2
-        counts = [1 + spare, *[1] * (len(members) - 1)]
-        calls = [Call((), (torch.empty(rows, device="meta"),)) for rows in counts]
-        requests = [RequestView(i, m.name, rows, 0) for i, (m, rows) in enumerate(zip(members, counts, strict=True))]
+        rows_of = ragged(executable, self.bucket)
+        calls = [Call((), (torch.empty(rows, device="meta"),)) for _, rows in rows_of]
+        requests = [RequestView(index, name, rows, 0) for index, (name, rows) in enumerate(rows_of)]
         lane = Lane(self.lane.cohort, tuple(requests), self.lane.segments, fused=True)
         try:
             return Mix.of(executable, lane, calls)
         except KeyError as error:  # one of them has left by now
             raise Outdated from error
+
+
+def shapes_of(call: Call) -> tuple[Tensor, ...]:
+    """Meta tensors of a request's inputs, without rows."""
+    return tuple([tensor[0].to("meta") for tensor in call.tensors])
+
+
+def batch_of(shapes: Sequence[Tensor], num_rows: int) -> tuple[Tensor, ...]:
+    """Inputs that any module accepts, on the host."""
+    sizes = [(num_rows, *shape.shape) for shape in shapes]
+    pairs = zip(sizes, shapes, strict=True)
+    return tuple([pattern(torch.empty(size, dtype=shape.dtype, device="meta")) for size, shape in pairs])
+
+
+def ragged(executable: CohortExecutable, bucket: int) -> list[tuple[str, int]]:
+    """Tenants that are there and rows for each, fewer than the bucket has where that can be."""
+    members = sorted(tuple(executable.cohort.members.values()), key=lambda member: member.slot)[:bucket]
+    if not members:
+        raise Outdated
+    spare = (bucket - len(members) + 1) // 2
+    return [(member.name, 1 + spare * (index == 0)) for index, member in enumerate(members)]
 
 
 @dataclass(slots=True, eq=False)
@@ -142,30 +152,15 @@ class AnyGraph:
         counts = [int(call.tensors[0].shape[0]) for call in calls]
         total = sum(counts)
         with torch.no_grad():
-            for static, column in zip(self.inputs, zip(*[call.tensors for call in calls], strict=True), strict=True):
-                if len(column) == 1:
-                    static[:total].copy_(column[0])
-                else:
-                    torch.cat(column, out=static[:total])
+            load(self.inputs, calls, total)
             fill(self.pinned, slots, counts)  # no copy of them is under way: one lane at a time is on a graph
             self.words.copy_(self.pinned, non_blocking=True)
             self.replayable.replay()
-            results = executable.results(self._cut(total), counts)
+            results = executable.results(cut(self.outputs, self.row_dims, total), counts)
             failed = faulty(faults_in(self.words), counts) if self.marks_faults else set()
         return [
             Outcome(error=fault(counts[index])) if index in failed else Outcome(value)
             for index, value in enumerate(results)
-        ]
-
-    def _cut(self, total: int) -> list[Any]:
-        """What belongs to the lane's rows. Outputs without rows are the graph's, and the next replay's: copied."""
-        return [
-            output
-            if not isinstance(output, Tensor)
-            else output.clone()
-            if row_dim is None
-            else output.narrow(row_dim, 0, total)
-            for output, row_dim in zip(self.outputs, self.row_dims, strict=True)
         ]
 
     def drop(self) -> None:
@@ -173,6 +168,27 @@ class AnyGraph:
         self.replayable = self.words = self.pinned = None
         self.inputs, self.outputs = (), ()
         self.reads, self.layers = [], []
+
+
+def load(inputs: Sequence[Tensor], calls: Sequence[Call], total: int) -> None:
+    """The rows of all requests, one behind another, into a graph's inputs."""
+    for static, column in zip(inputs, zip(*[call.tensors for call in calls], strict=True), strict=True):
+        if len(column) == 1:
+            static[:total].copy_(column[0])
+        else:
+            torch.cat(column, out=static[:total])
+
+
+def cut(outputs: Sequence[Any], row_dims: Sequence[int | None], total: int) -> list[Any]:
+    """What belongs to the lane's rows. Outputs without rows are the graph's, and the next replay's: copied."""
+    return [
+        output
+        if not isinstance(output, Tensor)
+        else output.clone()
+        if row_dim is None
+        else output.narrow(row_dim, 0, total)
+        for output, row_dim in zip(outputs, row_dims, strict=True)
+    ]
 
 
 def capture_any(gpu: Gpu, grant: Grant, executable: CohortExecutable, recipe: AnyRecipe) -> AnyGraph:
@@ -195,7 +211,7 @@ def _make(gpu: Gpu, grant: Grant, executable: CohortExecutable, recipe: AnyRecip
     with gpu.under(stream), torch.no_grad():
         stacks = addresses(executable)
         words = gpu.upload(torch.zeros(size, dtype=torch.int32))
-        inputs = tuple([gpu.upload(tensor) for tensor in recipe.batch(recipe.bucket)])
+        inputs = tuple([gpu.upload(tensor) for tensor in batch_of(recipe.shapes, recipe.bucket)])
         rows = AnyRows(recipe.bucket, words)
         executable.run_any(rows, inputs)
     outputs = list[Any]()
@@ -223,7 +239,7 @@ def _make(gpu: Gpu, grant: Grant, executable: CohortExecutable, recipe: AnyRecip
         replayable.num_bytes + words.nbytes + sum(tensor.nbytes for tensor in inputs),
     )
     with gpu.under(stream), torch.no_grad():
-        own = _calls(inputs, [count for _, count in mix.parts])
+        own = requests_of(inputs, [count for _, count in mix.parts])
         reference = leaves_of(checked(outcomes_of(executable, mix.lane, own)))
         slots = [member.slot for member in mix.members]
         wrong = problem(leaves_of(checked(graph.run(executable, slots, own))), reference)
@@ -232,7 +248,7 @@ def _make(gpu: Gpu, grant: Grant, executable: CohortExecutable, recipe: AnyRecip
     return graph
 
 
-def _calls(inputs: Sequence[Tensor], counts: list[int]) -> list[Call]:
+def requests_of(inputs: Sequence[Tensor], counts: list[int]) -> list[Call]:
     """Requests with rows of these inputs, one after the other."""
     columns = [[part.clone() for part in tensor[: sum(counts)].split(counts)] for tensor in inputs]
     return [Call((), tensors) for tensors in zip(*columns, strict=True)]

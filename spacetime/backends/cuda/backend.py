@@ -28,8 +28,10 @@ from typing import Any
 
 import torch
 
+from spacetime.backends.cuda.apart import run_apart
+from spacetime.backends.cuda.forms import Made
 from spacetime.backends.cuda.gpu import Facts, Gpu, Stream, TorchGpu
-from spacetime.backends.cuda.graphs import BUDGET_BYTES, Graphs, Made
+from spacetime.backends.cuda.graphs import BUDGET_BYTES, Graphs
 from spacetime.backends.cuda.green import Grant, Later
 from spacetime.backends.cuda.staging import Arrived, Staging, tensors_in
 from spacetime.backends.cuda.streams import Partitions, open_partitions
@@ -72,7 +74,7 @@ class _Job:
     grant: Grant
     buffers: list[torch.Tensor] = field(default_factory=list)
     held: list[Any] = field(default_factory=list)  # what its kernels may still read
-    graph: Made | None = None
+    graphs: list[Made] = field(default_factory=list)
 
 
 class CudaBackend:
@@ -289,22 +291,27 @@ class CudaBackend:
     def _run(self, job: _Job, lane: Lane, calls: list[Any]) -> tuple[Outcome, ...]:
         try:
             replayed = self.graphs.run(job.executable, lane, calls, job.grant.atoms)
+            apart = None if replayed else run_apart(self.graphs, job.executable, lane, calls, job.grant.atoms)
         except Exception as error:
             return (Outcome(error=error),) * len(calls)
         job.held.append(calls)
         if replayed is not None:
-            outcomes, job.graph = replayed
+            outcomes, graph = replayed
+            job.graphs.append(graph)
+            return outcomes
+        if apart is not None:
+            outcomes, job.graphs = apart
             return outcomes
         return outcomes_of(job.executable, lane, calls)
 
     def _end(self, job: _Job) -> None:
-        planned, ran_on = job.lane.segments[0].partition, job.grant if job.graph is None else job.graph.grant
+        planned, ran_on = job.lane.segments[0].partition, job.graphs[0].grant if job.graphs else job.grant
         with self._lock:
             self._running.discard(job)
             self._granted[planned.asked_units, planned.granted_units, ran_on.units] += 1
         self._staging.give_back(job.buffers)
-        if job.graph is not None:
-            self.graphs.release(job.graph)
+        for graph in job.graphs:
+            self.graphs.release(graph)
         job.held.clear()
         job.payloads = ()
         self._partitions.release(job.grant)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spacetime.backends.cuda.gpu import Gpu, Replayable, Stream
 from spacetime.backends.executables import CohortExecutable
+from spacetime.capture.layer import Layer
 from spacetime.errors import InputError, SpacetimeError
 from spacetime.kernels.bound import entry_table
 from spacetime.scheduler.protocols import Outcome
@@ -57,8 +58,13 @@ def leaves_of(outcomes: Sequence[Outcome]) -> list[Any]:
 
 def addresses(executable: CohortExecutable) -> tuple[int, ...]:
     """Where the cohort's slabs are, and its table of entries, which this brings up to date."""
-    table = entry_table(executable.kernels)
-    found = [layer.stack.data_ptr() for layer in executable.cohort.layers]
+    return addresses_of(executable.cohort.layers, executable.kernels)
+
+
+def addresses_of(layers: Sequence[Layer], kernels: Sequence[Any]) -> tuple[int, ...]:
+    """The same of the kernels that read these layers."""
+    table = entry_table(kernels)
+    found = [layer.stack.data_ptr() for layer in layers]
     return tuple(found if table is None else [*found, table.current().data_ptr()])
 
 

@@ -4,8 +4,9 @@ What a graph is good for: where a program's slot kernels read the owners of rows
 one graph serves every mix of a cohort's tenants, of up to a power of two of rows, on one block of atoms (anymix.py). A
 tenant that comes with nobody else has a graph of its own besides: with one owner, plain kernels are the fastest. Where
 a step must know its rows on the host (`MixError`; no kernel for its shapes, or no Triton), a graph is valid for one
-mix: these members with so many rows each (captured.py). The order of requests does not matter. Atoms are rounded down
-to blocks (blocks.py), or lanes whose partitions keep changing would never come three times.
+mix: these members with so many rows each (captured.py). Merged lanes have a graph for any mix, or none (anymerged.py).
+The order of requests does not matter. Atoms are rounded down to blocks (blocks.py), or lanes whose partitions keep
+changing would never come three times.
 
 The life of a graph: a lane that ran eagerly CAPTURE_AFTER times is captured on a stream of its own inside its partition
 (a kernel's partition is that of the stream it was captured on, wherever the graph is launched; and torch keys library
@@ -31,17 +32,19 @@ from typing import Any
 
 import torch
 
-from spacetime.backends.cuda.anymix import AnyGraph, AnyRecipe, bucket_of, capture_any
+from spacetime.backends.cuda.anymerged import MergedMix, MergedRecipe
+from spacetime.backends.cuda.anymix import AnyRecipe, bucket_of
 from spacetime.backends.cuda.blocks import block_of
-from spacetime.backends.cuda.captured import Graph, Mix, Parts, Recipe, capture
+from spacetime.backends.cuda.captured import Parts, Recipe
 from spacetime.backends.cuda.capturing import Disturbed, GraphError, Outdated
+from spacetime.backends.cuda.forms import AMix, ARecipe, Fused, Made, captured, mix_of, name_of
 from spacetime.backends.cuda.gpu import Gpu
 from spacetime.backends.cuda.green import Grant, Later
 from spacetime.backends.cuda.streams import Partitions
-from spacetime.backends.executables import Call, CohortExecutable
+from spacetime.backends.executables import Call
 from spacetime.errors import SpacetimeError
 from spacetime.kernels import MixError
-from spacetime.kernels.bound import entry_table
+from spacetime.kernels.bound import entry_table, gains_from_own_graph
 from spacetime.plan import Lane
 from spacetime.scheduler.protocols import Executable, Outcome
 from spacetime.values import Value
@@ -52,9 +55,8 @@ MOST_GRAPHS = 64
 MOST_DISTURBED = 5  # captures of one lane that may be broken from outside before it stays eager
 MOST_MIXES = 4096  # whose runs are counted
 
-Work = Parts  # of a mix; or, for any mix, the id of its executable and the rows of its bucket
+Work = Parts  # of a mix; or, for any mix, the id of its executable and the rows of its bucket, or of each member's
 Key = tuple[int, Work]  # atoms first
-Made = Graph | AnyGraph
 
 
 class TooLarge(GraphError):
@@ -89,30 +91,31 @@ class Graphs:
         self._lock = threading.Lock()
         self._ready: OrderedDict[Key, Made] = OrderedDict()
         self._runs: OrderedDict[Key, int] = OrderedDict()
-        self._recipes: OrderedDict[Work, Recipe | AnyRecipe] = OrderedDict()
+        self._recipes: OrderedDict[Work, ARecipe] = OrderedDict()
         self._barred: dict[Key, str] = {}  # not tried again, though the executable may be elsewhere, and why
         self._disturbed: Counter[Key] = Counter()
-        self._uncapturable: weakref.WeakKeyDictionary[CohortExecutable, str] = weakref.WeakKeyDictionary()
-        self._by_mix: weakref.WeakKeyDictionary[CohortExecutable, str] = weakref.WeakKeyDictionary()
+        self._uncapturable: weakref.WeakKeyDictionary[Fused, str] = weakref.WeakKeyDictionary()
+        self._by_mix: weakref.WeakKeyDictionary[Fused, str] = weakref.WeakKeyDictionary()
         self._watched: dict[int, weakref.ref[Any]] = {}  # members and executables that works name
         self._left: deque[int] = deque()  # those that are gone; their ids may come again
         self._captured = self._dropped = self._replays = self._eager = 0
 
     def run(
-        self, executable: Executable, lane: Lane, calls: Sequence[Any], atoms: int
+        self, executable: Executable, lane: Lane, calls: Sequence[Any], atoms: int, *, is_spare: bool = False
     ) -> tuple[tuple[Outcome, ...], Made] | None:
-        """Replay the lane on the current stream, if there is a graph for it; `release` it when the lane has ended."""
-        if not isinstance(executable, CohortExecutable) or not (lane.fused or len(lane.requests) == 1):
-            return None
+        """Replay the lane on the current stream, if there is a graph for it; `release` it when the lane has ended.
+
+        `is_spare`: a graph is made for it only where there is room.
+        """
         try:
-            mix = Mix.of(executable, lane, calls)
+            mix = mix_of(executable, lane, calls)
         except (KeyError, AttributeError):  # nothing that the cohort knows: the executable says so itself
             return None
-        graph = self._take(mix, calls, atoms)
+        graph = None if mix is None else self._take(mix, calls, atoms, is_spare)
         if graph is None:
             return None
         try:
-            return graph.serve(mix, calls), graph
+            return graph.serve(mix, calls), graph  # type: ignore[arg-type]  # it was found by what the mix is of
         except BaseException:
             self.release(graph)
             raise
@@ -162,7 +165,7 @@ class Graphs:
 
     # -- the hot path ---------------------------------------------------------------------------------
 
-    def _take(self, mix: Mix, calls: Sequence[Call], atoms: int) -> Made | None:
+    def _take(self, mix: AMix, calls: Sequence[Call], atoms: int, is_spare: bool) -> Made | None:
         """A graph for the lane; those that were wanted before it are wanted still."""
         block = block_of(self._num_atoms, atoms)
         with self._lock:
@@ -181,18 +184,20 @@ class Graphs:
             self._replays += found is not None
             self._eager += found is None
             for key in wanted:
-                if found is None or self._has_room():
+                if (found is None and not is_spare) or self._has_room():
                     self._want(key, mix, calls)
             return found
 
-    def _works(self, mix: Mix) -> tuple[Work, ...]:
+    def _works(self, mix: AMix) -> tuple[Work, ...]:
         """What a graph for the lane may be captured of, the fastest first."""
+        if isinstance(mix, MergedMix):  # never of one mix: there are too many
+            return () if mix.executable in self._by_mix else (mix.work,)
         executable = mix.executable
         if executable in self._by_mix or entry_table(executable.kernels) is None:
             return (mix.parts,)
         any_mix: Work = ((id(executable), bucket_of(sum([rows for _, rows in mix.parts]))),)
         if not mix.is_of_one:
-            return (any_mix,)
+            return (mix.parts, any_mix) if gains_from_own_graph(executable.kernels, mix.parts) else (any_mix,)
         return (mix.parts,) if len(executable.cohort.members) == 1 else (mix.parts, any_mix)
 
     def _keep(self, key: Key, graph: Made) -> bool:
@@ -205,7 +210,7 @@ class Graphs:
         """For graphs that could be done without: they must not push out others."""
         return len(self._ready) < MOST_GRAPHS // 2 and 2 * self._num_bytes() < self._budget_bytes
 
-    def _want(self, key: Key, mix: Mix, calls: Sequence[Call]) -> None:
+    def _want(self, key: Key, mix: AMix, calls: Sequence[Call]) -> None:
         if self._count(key) == CAPTURE_AFTER and self._may_capture(key, mix.executable):
             self._remember(key[1], mix, calls)
             self._later(lambda: self._capture(key))
@@ -216,19 +221,25 @@ class Graphs:
             self._runs.popitem(last=False)
         return runs
 
-    def _may_capture(self, key: Key, executable: CohortExecutable) -> bool:
+    def _may_capture(self, key: Key, executable: Fused) -> bool:
         return key not in self._barred and executable not in self._uncapturable and not self._stopped
 
-    def _remember(self, work: Work, mix: Mix, calls: Sequence[Call]) -> None:
-        is_any = work is not mix.parts
-        recipe = AnyRecipe.of(mix, calls, work[0][1]) if is_any else Recipe.of(mix, calls)
+    def _remember(self, work: Work, mix: AMix, calls: Sequence[Call]) -> None:
+        recipe: ARecipe
+        named: Sequence[Any] = [mix.executable]
+        if isinstance(mix, MergedMix):
+            recipe = MergedRecipe.of(mix, calls)
+        elif work is mix.parts:
+            recipe, named = Recipe.of(mix, calls), mix.members
+        else:
+            recipe = AnyRecipe.of(mix, calls, work[0][1])
         self._recipes[work] = recipe
         self._recipes.move_to_end(work)
         if len(self._recipes) > MOST_GRAPHS:
             self._recipes.popitem(last=False)
-        for named in [mix.executable] if is_any else mix.members:
-            if id(named) not in self._watched:
-                self._watched[id(named)] = weakref.ref(named, self._on_leaving(id(named)))
+        for each in named:
+            if id(each) not in self._watched:
+                self._watched[id(each)] = weakref.ref(each, self._on_leaving(id(each)))
 
     def _on_leaving(self, number: int) -> Any:
         """For a finalizer, which may be called in the middle of anything: it takes no lock."""
@@ -326,39 +337,35 @@ class Graphs:
                 self._retire(key)  # a tenant left while its graph was made
             self._trim()
 
-    def _made(self, key: Key, grant: Grant, executable: CohortExecutable, recipe: Recipe | AnyRecipe) -> Made | None:
+    def _made(self, key: Key, grant: Grant, executable: Fused, recipe: ARecipe) -> Made | None:
         """The graph. If there is none, it is noted why."""
         try:
-            if isinstance(recipe, AnyRecipe):
-                return capture_any(self._gpu, grant, executable, recipe)
-            return capture(self._gpu, grant, executable, recipe)
+            return captured(self._gpu, grant, executable, recipe)
         except (Outdated, MixError) as error:
             with self._lock:
                 self._runs.pop(key, None)
                 if isinstance(error, MixError):
                     self._recipes.pop(key[1], None)
-                    signature = executable.cohort.program.signature
-                    self._by_mix[executable] = f"cohort {signature}: {error.what}: {error.facts}"
+                    self._by_mix[executable] = f"{name_of(executable)}: {error.what}: {error.facts}"
         except Disturbed as error:
             self._note_disturbance(key, executable, error)
         except Exception as error:
             self._refuse(key, executable, error)
         return None
 
-    def _note_disturbance(self, key: Key, executable: CohortExecutable, error: Disturbed) -> None:
+    def _note_disturbance(self, key: Key, executable: Fused, error: Disturbed) -> None:
         """Its lanes count again from the start, a few times."""
-        signature = executable.cohort.program.signature
         with self._lock:
             self._runs.pop(key, None)
             self._disturbed[key] += 1
             if self._disturbed[key] >= MOST_DISTURBED:
                 text = f"{MOST_DISTURBED} captures were broken from outside (does a thread wait for the whole device?)"
-                self._barred[key] = f"cohort {signature}: {text}: {error}"
+                self._barred[key] = f"{name_of(executable)}: {text}: {error}"
 
-    def _refuse(self, key: Key, executable: CohortExecutable, error: Exception) -> None:
+    def _refuse(self, key: Key, executable: Fused, error: Exception) -> None:
         """What a program does it always does; but for a smaller mix there may be memory."""
         text = f"{error.what}: {error.facts}" if isinstance(error, GraphError) else f"{type(error).__name__}: {error}"
-        reason = f"cohort {executable.cohort.program.signature}: {text}".replace("\n", " ")
+        reason = f"{name_of(executable)}: {text}".replace("\n", " ")
         with self._lock:
             if isinstance(error, (torch.OutOfMemoryError, TooLarge)):
                 self._barred[key] = reason

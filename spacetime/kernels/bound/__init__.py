@@ -1,8 +1,9 @@
 """Slot operations of fused programs in the form for GPUs (capture/on_gpu.py): a Triton kernel, or plain torch.
 
 Each file is one operation. A bound operation is called with the rows of its lane, the lane's owners (owners.py) and
-its inputs, and chooses: the Triton kernel for its shape where there is one (triton/choose.py), plain torch otherwise.
-What it chose last, and why, is `choice`. Used by kernels/ and backends/; importing it needs no triton.
+its inputs, and chooses: the Triton kernel for its shape where there is one (triton/choose.py), plain torch otherwise;
+for products also what libraries have, where that is measured to be faster (products.py). What it chose last, and why,
+is `choice`. Used by kernels/ and backends/; importing it needs no triton.
 
 For who captures graphs: run the program with AnyRows (rowmap.py) instead of a RowMap. The graph then serves every mix
 of up to so many rows: `fill` words on the host, copy them into the words it was captured with, replay. It keeps the
@@ -21,7 +22,7 @@ from spacetime.kernels.bound.operation import Bound, Choice
 from spacetime.kernels.bound.owners import EntryTable, MakeOwners
 from spacetime.kernels.rowmap import AnyRows, MixError, num_words
 
-__all__ = ["Choice", "choices", "entry_table", "warm"]
+__all__ = ["Choice", "choices", "entry_table", "gains_from_own_graph", "warm"]
 
 
 def choices(kernels: Iterable[Any]) -> tuple[Choice, ...]:
@@ -32,6 +33,17 @@ def choices(kernels: Iterable[Any]) -> tuple[Choice, ...]:
 def entry_table(kernels: Iterable[Any]) -> EntryTable | None:
     """The table of a program; `current()` brings it up to date, which a replay does not. None: it has no owners."""
     return next((kernel.table for kernel in kernels if isinstance(kernel, MakeOwners)), None)
+
+
+def gains_from_own_graph(kernels: Iterable[Any], parts: Sequence[tuple[int, int]]) -> bool:
+    """Is a lane of these (tenant, rows) faster in a graph of its mix alone than in one of any mix?
+
+    So it is where products are computed on the slab as it lies, which takes knowing that its entries have equal rows.
+    What earlier lanes of as many rows chose tells.
+    """
+    counts = [rows for _, rows in parts]
+    is_even = len(set(counts)) == 1
+    return is_even and any(isinstance(kernel, Bound) and sum(counts) in kernel.whole_rows for kernel in kernels)
 
 
 def warm(run: Callable[..., Any], inputs: Sequence[Tensor], row_counts: Iterable[int]) -> str | None:

@@ -37,25 +37,25 @@ class BoundConv(Bound):
         self._plans: dict[convolution.Shape, Plan] = {}
 
     def __call__(self, rows: RowMap, owners: Owners, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        reason = owners.reason or self._refusal(x) or (ONE_FOR_ALL if self._is_one_for_all(rows) else None)
+        reason = owners.reason or self.refusal(x) or (ONE_FOR_ALL if self._is_one_for_all(rows) else None)
         if reason is None:
-            y = self._launch(rows, owners, x, residual)
-        else:
-            self._chose_plain(rows, reason)
-            y = self._plain(rows, x)
-            y = activated(y if residual is None else y.add_(residual), self._activation)
-        return y if self._bounds is None else y.clamp_(*self._bounds)
+            return self._launch(rows, owners, x, residual)
+        self._chose_plain(rows, reason)
+        y = self._plain(rows, x)
+        return self._clamped(activated(y if residual is None else y.add_(residual), self._activation))
 
-    def _refusal(self, x: Tensor) -> str | None:
+    def refusal(self, x: Tensor) -> str | None:
+        """Why no kernel takes it."""
         if self._name != "conv2d":
             return f"{self._name}: kernels know conv2d"
         if isinstance(self._padding, str):
             return f"padding {self._padding!r}: kernels take numbers"
         return refusal(x, self._weight.layer.stack)
 
-    def _launch(self, rows: RowMap, owners: Owners, x: Tensor, residual: Tensor | None) -> Tensor:
-        engine = owners.engine
-        assert isinstance(engine, Engine)
+    def operands(
+        self, rows: RowMap, owners: Owners, x: Tensor, residual: Tensor | None = None
+    ) -> tuple[convolution.Operands, convolution.Shape]:
+        """What a kernel gets, with memory for its output."""
         images = _nhwc(x, rows.total)
         weight = owners.slotted(self._weight)
         weight = Slotted(weight.stack.permute(0, 1, 3, 4, 2), weight.entries)
@@ -69,13 +69,25 @@ class BoundConv(Bound):
         added = None if residual is None else _nhwc(residual, rows.total)
         operands = convolution.Operands(images, weight, owners.num_active, out, bias, scale, shift, added)
         geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": self._groups}
-        described = convolution.describe(operands, **geometry, activation=self._activation)
+        return operands, convolution.describe(operands, **geometry, activation=self._activation)
+
+    def result(self, out: Tensor) -> Tensor:
+        """The output of a kernel as the program knows it: [images, channels, H, W]."""
+        return self._clamped(out.view(-1, *out.shape[2:]).permute(0, 3, 1, 2))
+
+    def _clamped(self, y: Tensor) -> Tensor:
+        return y if self._bounds is None else y.clamp_(*self._bounds)
+
+    def _launch(self, rows: RowMap, owners: Owners, x: Tensor, residual: Tensor | None) -> Tensor:
+        engine = owners.engine
+        assert isinstance(engine, Engine)
+        operands, described = self.operands(rows, owners, x, residual)
         plan = self._plans.get(described)
         if plan is None:
             plan = self._plans[described] = convolution_plan(described, engine.target, engine.table)
         self._chose(plan.kernel.NAME)
         plan.launch(operands, engine.target, owners.workspace).run()
-        return out.view(x.shape[0], *size, out_channels).permute(0, 3, 1, 2)
+        return self.result(operands.out)
 
 
 def _nhwc(x: Tensor, rows: int) -> Tensor:

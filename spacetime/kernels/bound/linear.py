@@ -1,4 +1,7 @@
-"""A linear layer with its residual and activation in one launch: slot_gemv or slot_linear, or plain torch."""
+"""A linear layer with its residual and activation in one launch: slot_gemv or slot_linear, or plain torch.
+
+Where something else is measured to be faster for the shape and the mix (products.py), that runs instead.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,13 @@ from spacetime.kernels.bound.operation import (
     rows_first,
 )
 from spacetime.kernels.bound.owners import Owners
+from spacetime.kernels.bound.products import Products
 from spacetime.kernels.rowmap import RowMap
 from spacetime.kernels.slot_linear import slot_linear
 from spacetime.kernels.triton import slot_linear as wrapper
 from spacetime.kernels.triton.choose import linear_plan
 from spacetime.kernels.triton.launch import activated
+from spacetime.kernels.triton.products import BADDBMM, SLOT
 
 
 class BoundLinear(Bound):
@@ -35,6 +40,7 @@ class BoundLinear(Bound):
         self._weight = weight
         self._row_dim, self._activation = attributes_of(step, "row_dim", "epilogue")
         self._plans: dict[wrapper.Shape, Any] = {}
+        self._products = Products(weight, self._bias)
 
     def __call__(self, rows: RowMap, owners: Owners, x: Tensor, residual: Tensor | None = None) -> Tensor:
         reason = owners.reason or self._refusal(x) or (ONE_FOR_ALL if self._is_one_for_all(rows) else None)
@@ -66,10 +72,17 @@ class BoundLinear(Bound):
             None if residual is None else rows_first(residual, self._row_dim).reshape(out.shape).contiguous(),
         )
         described = wrapper.describe(operands, self._activation)
-        plan = self._plans.get(described)
-        if plan is None:
-            plan = self._plans[described] = linear_plan(described, engine.target, engine.table)
-        self._chose(plan.kernel.NAME)
-        plan.launch(operands, engine.target, owners.workspace).run()
+        decision = self._products.decide(rows, engine, described)
+        if decision.way != SLOT:
+            self._chose(decision.way, decision.reason)
+            self._products.run(decision.way, rows, owners, operands, self._activation)
+            if decision.way == BADDBMM:
+                self.whole_rows.add(rows.total)
+        else:
+            plan = self._plans.get(described)
+            if plan is None:
+                plan = self._plans[described] = linear_plan(described, engine.target, engine.table)
+            self._chose(plan.kernel.NAME, decision.reason)
+            plan.launch(operands, engine.target, owners.workspace).run()
         y = out.view(*first.shape[:-1], out.shape[2])
         return y.movedim(0, self._row_dim) if self._row_dim else y

@@ -14,7 +14,7 @@ from torch import Tensor
 from spacetime.capture.fuse import Step
 from spacetime.capture.layer import Layer
 from spacetime.kernels.rowmap import MixError, RowMap
-from spacetime.kernels.triton import available
+from spacetime.kernels.triton import available, products
 from spacetime.kernels.triton.launch import NAMES
 from spacetime.kernels.triton.table import Table, shipped
 from spacetime.kernels.triton.target import Target
@@ -30,8 +30,8 @@ class Choice(Value):
     """What a step ran as the last time."""
 
     node: str
-    kernel: str  # a kernel of triton/, or "plain torch"; "" before the first run
-    reason: str  # why not a Triton kernel
+    kernel: str  # a kernel of triton/, a way of triton/products.py, or "plain torch"; "" before the first run
+    reason: str  # why not a Triton kernel, or what was measured
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +48,7 @@ class Engine:
     def __init__(self, target: Target, table: Table) -> None:
         self.target = target
         self.table = table
+        self.has_products = products.is_in(table)
         self.workspace_words = 0  # the most that a launch has needed so far
 
 
@@ -77,6 +78,7 @@ class Bound:
     def __init__(self, step: Step, operands: Sequence[Operand | None]) -> None:
         self.node = step.node
         self.choice = Choice(step.node, "", "")
+        self.whole_rows: set[int] = set()  # of lanes that multiplied the slab as it lies
         self._layers = [operand.layer for operand in operands if operand is not None]
 
     def _chose(self, kernel: str, reason: str = "") -> None:

@@ -22,6 +22,7 @@ from spacetime.kernels.rowmap import RowMap, faults_in, slots_in
 from spacetime.kernels.triton import row_entries
 from spacetime.kernels.triton.launch import Slotted
 from spacetime.kernels.triton.slot_linear import ARRIVALS
+from spacetime.kernels.triton.ways import ByEntry
 
 _FEWEST_SLOTS = 64
 
@@ -93,6 +94,7 @@ class Owners:
         self._by_row = out
         self._entries = out.unbind(0)
         self._known: Tensor | None = None
+        self._by_entry: ByEntry | None = None
 
     @property
     def reason(self) -> str | None:
@@ -111,6 +113,13 @@ class Owners:
         if self._known is None:
             self._known = self._by_row.clamp_min(0)
         return self._known[operand.index, : self.total]
+
+    @property
+    def by_entry(self) -> ByEntry:
+        """The rows in the order of their entries, layer by layer."""
+        if self._by_entry is None:
+            self._by_entry = ByEntry.of(self._by_row[:, : self.total], self.num_active)
+        return self._by_entry
 
     def workspace(self, words: int, arrivals: int) -> Tensor:
         """For one launch at a time: those of a lane follow each other, and leave the arrivals at zero."""

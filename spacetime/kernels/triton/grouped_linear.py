@@ -30,6 +30,7 @@ FIELDS = (
     "activation",  # its index in ACTIVATIONS
 )
 _PROBLEM_WORDS = 24  # FIELDS, padded
+_NOBODY = 1 << 30  # a row that no batch has
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +111,24 @@ def workspace_words(shape: Shape, config: Config) -> int:
 def prepare(shape: Shape, config: Config, operands: Operands) -> Operands:
     """With their tables. Copies to the device, so it belongs off the hot path."""
     device = operands.layers[0].x.device
-    problems = [_problem(layer, of_layer) for layer, of_layer in zip(shape.layers, operands.layers, strict=True)]
-    tiles = sorted(_tiles(shape, config), key=lambda tile: -shape.layers[tile[0]].k)  # the longest first
-    tables = Tables(
-        torch.tensor(problems, dtype=torch.int64, device=device), torch.tensor(tiles, dtype=torch.int32, device=device)
-    )
+    tables = Tables(problem_table(shape, operands).to(device), tile_table(shape, config).to(device))
     return Operands(operands.layers, tables)
+
+
+def problem_table(shape: Shape, operands: Operands) -> Tensor:
+    """int64[layers, 24] on the host: where everything lies."""
+    pairs = zip(shape.layers, operands.layers, strict=True)
+    return torch.tensor([_problem(layer, of_layer) for layer, of_layer in pairs], dtype=torch.int64)
+
+
+def tile_table(shape: Shape, config: Config, multiple: int = 1) -> Tensor:
+    """int32[tiles, 4] on the host. Of shapes alone, and perhaps of more rows than a launch has: those idle.
+
+    Idle tiles make their number a multiple: Triton compiles anew for numbers that 16 does not divide.
+    """
+    tiles = sorted(_tiles(shape, config), key=lambda tile: -shape.layers[tile[0]].k)  # the longest first
+    tiles += [(0, _NOBODY, 0, 0)] * (-len(tiles) % multiple)
+    return torch.tensor(tiles, dtype=torch.int32)
 
 
 def _tiles(shape: Shape, config: Config) -> Iterator[tuple[int, int, int, int]]:

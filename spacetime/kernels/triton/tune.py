@@ -86,7 +86,7 @@ def tune(
 
     `goes_on` is asked before every candidate; a shape that was cut short keeps the fastest of what was tried.
     """
-    versions = {"torch": torch.__version__, "triton": _triton_version()}
+    versions = tuned_with()
     for name, shape in shapes:
         if not goes_on():
             report(f"{name} {shape}: no time left")
@@ -177,8 +177,9 @@ def num_bytes(value: Any) -> int:
     return sum(num_bytes(getattr(value, name)) for name in names)
 
 
-def _triton_version() -> str:
-    return version("triton") if find_spec("triton") else "none"
+def tuned_with() -> dict[str, str]:
+    """Versions, for the table."""
+    return {"torch": torch.__version__, "triton": version("triton") if find_spec("triton") else "none"}
 
 
 def usual_shapes() -> list[tuple[str, Any]]:

@@ -61,6 +61,6 @@ class AnyCohort(Cohort):
         super().__init__(names)
         cohort = self.executable.cohort
         cohort.fused = in_gpu_form(cohort.fused)
-        program = AnyProgram(cohort.fused, cohort.layers, needs_mix=needs_mix)
+        program = self.program = AnyProgram(cohort.fused, cohort.layers, needs_mix=needs_mix)
         self.executable._program = program.compiled
         self.table, self.ran = program.owners.table, program.ran

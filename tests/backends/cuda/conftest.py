@@ -8,4 +8,5 @@ import pytest
 @pytest.fixture(autouse=True)
 def no_kernels_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that go past torch would be missing in a capture, and its replay would answer with old numbers."""
-    monkeypatch.setattr("spacetime.kernels.host", lambda: None)
+    for user in ("kernels", "backends.executables"):
+        monkeypatch.setattr(f"spacetime.{user}.host", lambda: None)
