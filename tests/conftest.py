@@ -8,11 +8,19 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests import haste
+
+haste.let_threads_sleep()
+
 # A deadline would turn a slow machine into a failing test; tests never time. The same examples for everyone, so
 # that a failure belongs to the change; `--hypothesis-profile=explore` draws new ones, and more of them.
 settings.register_profile("spacetime", deadline=None, derandomize=True, max_examples=40)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("spacetime")
+
+
+def pytest_collection_finish() -> None:
+    haste.settle()
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+# Members of the zoo that torch.export takes seconds for; every kind of layer that they have is in a smaller one.
+LONG_EXPORTS = ("mobilenet_v2", "resnet50", "vgg19", "lstm")
+
 
 def mostly(values: Iterable[Any], *, slow: Collection[Any]) -> list[Any]:
     """The values, those in `slow` marked."""

@@ -15,6 +15,7 @@ from spacetime.capture.selfcheck import TOLERANCE, deviation, magnitude, problem
 from spacetime.zoo import SMALL, build, example
 from tests.capture.sketches import draw, sketch
 from tests.capture.tenants import Inputs, Tenants, capture, named_tensors, zoo_capture
+from tests.slow import LONG_EXPORTS, mostly
 
 TENANTS = 4
 
@@ -32,7 +33,7 @@ def tenants(name: str) -> Tenants:
 mixes = st.dictionaries(st.integers(0, TENANTS - 1), st.integers(1, 5), min_size=1).map(lambda mix: list(mix.items()))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", mostly(SMALL, slow=(*LONG_EXPORTS, "resnet18")))
 def test_every_subset_with_any_rows_keeps_the_contract(name: str) -> None:
     @settings(max_examples=4)
     @given(mixes, st.integers(0, 1000))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from spacetime.ir import Program, Rows
 from spacetime.zoo import STANDARD, build, example
 from tests.capture.sketches import draw, sketch
 from tests.capture.tenants import capture, zoo_capture
+from tests.slow import LONG_EXPORTS, mostly
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -125,8 +126,13 @@ def test_whatever_changes_the_work_changes_the_signature() -> None:
     assert len(set(signatures.values())) == len(signatures), signatures
 
 
-def test_the_architectures_of_the_zoo_differ() -> None:
-    assert len({zoo_capture(name).program.signature for name in STANDARD}) == len(STANDARD)
+@pytest.mark.parametrize(
+    "names",
+    [[name for name in STANDARD if name not in LONG_EXPORTS], pytest.param(STANDARD, marks=pytest.mark.slow)],
+    ids=["most", "all"],
+)
+def test_the_architectures_of_the_zoo_differ(names: Sequence[str]) -> None:
+    assert len({zoo_capture(name).program.signature for name in names}) == len(names)
 
 
 @pytest.mark.parametrize("name", ["mlp", "gru_cell", "recommender", "tied_lm"])
@@ -135,7 +141,7 @@ def test_another_seed_and_another_example_give_the_same_signature(name: str) -> 
     assert other.program == zoo_capture(name).program
 
 
-@pytest.mark.parametrize("name", STANDARD)
+@pytest.mark.parametrize("name", mostly(STANDARD, slow=LONG_EXPORTS))
 def test_programs_of_the_zoo_are_in_order_and_survive_json(name: str) -> None:
     captured = zoo_capture(name)
     program = captured.program

@@ -11,7 +11,7 @@ from spacetime.capture.export import Unfusible
 from spacetime.zoo import STANDARD
 from tests.capture.sketches import VECTOR, Case, Part, count, draw, sketch
 from tests.capture.tenants import capture, leaves_of, zoo_capture
-from tests.slow import mostly
+from tests.slow import LONG_EXPORTS, mostly
 
 EMBEDDING: dict[str, Part] = {"table": lambda: nn.Embedding(100, 8)}
 ATTENTION: dict[str, Part] = {"attention": lambda: nn.MultiheadAttention(8, 2)}
@@ -126,7 +126,7 @@ def test_rows_that_meet_are_refused_with_the_operation(case: Case) -> None:
         capture(module, draw(case.rows, 2, seed=0))
 
 
-@pytest.mark.parametrize("name", mostly(STANDARD, slow=("resnet50", "mobilenet_v2", "vit", "vgg19", "gru", "lstm")))
+@pytest.mark.parametrize("name", mostly(STANDARD, slow=(*LONG_EXPORTS, "vit", "gru")))
 def test_every_member_of_the_zoo_is_proven(name: str) -> None:
     captured = zoo_capture(name)
     assert {captured.proof.spec(node).row_dim for node in captured.exported.inputs} == {0}

@@ -22,6 +22,7 @@ from spacetime.cli.models import load_model
 from spacetime.cli.profile import ProfileReport
 from spacetime.profiler import run as running
 from spacetime.profiler.campaign import Progress
+from spacetime.sim import architectures
 from tests.cli.commands import Ended, run
 from tests.profiler.fake_clock import OLD, ClockedSite
 
@@ -75,7 +76,7 @@ def test_a_gpu_without_partitions_is_said_to_have_none(
 
 
 def test_the_table_of_layers_fits_the_terminal() -> None:
-    profile = st.profile(st.capture(zoo.build("mobilenet_v2"), zoo.example("mobilenet_v2")), "model:h200")
+    profile = st.profile(architectures.program("mobilenet_v2"), "model:h200")
     for width in (80, 100, 120, 160):
         console = Console(width=width, markup=False, record=True, file=io.StringIO())
         console.print(verb._layer_table(verb._total(profile), width))

@@ -22,7 +22,7 @@ from spacetime.sim.architectures import builder, classic, mobile, names, program
 from spacetime.sim.architectures.builder import BATCH_NORM, Builder, Value
 from spacetime.sim.architectures.folding import folded
 from tests.capture.tenants import capture, zoo_capture
-from tests.slow import mostly
+from tests.slow import LONG_EXPORTS, mostly
 
 # The architectures at the sizes that the zoo has.
 LIKE_THE_ZOO: dict[str, Callable[[], Program]] = {
@@ -86,7 +86,7 @@ def assert_same_work(built: Program, captured: Program) -> None:
     assert (built.inputs, built.outputs, built.weights) == (captured.inputs, captured.outputs, captured.weights)
 
 
-@pytest.mark.parametrize("name", mostly(LIKE_THE_ZOO, slow=("resnet50", "mobilenet_v2", "lstm")))
+@pytest.mark.parametrize("name", mostly(LIKE_THE_ZOO, slow=LONG_EXPORTS))
 def test_a_program_is_what_capture_finds_in_the_module(name: str) -> None:
     assert_same_work(LIKE_THE_ZOO[name](), zoo_capture(name).program)
 
@@ -293,7 +293,7 @@ def test_layers_that_do_not_fit_are_refused(mistake: Callable[[Builder, Value], 
 # -- folding -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "alexnet", "bert"])
+@pytest.mark.parametrize("name", mostly(["resnet18", "mobilenet_v2", "alexnet", "bert"], slow=LONG_EXPORTS))
 def test_folding_leaves_the_kernels_that_a_fused_lane_has(name: str) -> None:
     steps = Counter(step.target if step.is_slot else op_name(step.target) for step in fuse(zoo_capture(name)).steps)
     kernels = Counter(kernel.op for kernel in folded(LIKE_THE_ZOO[name]()).kernels)

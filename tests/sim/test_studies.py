@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -14,13 +13,11 @@ from spacetime.sim.devices import find
 from spacetime.sim.studies import krisp, space_time_table
 from spacetime.sim.studies.space_time_table import CONV, CONV_RATES, FITTED_TO, Setting, Shape
 from spacetime.sim.studies.study import Claim, Column, Study, Table, geomean
+from tests.sim.looks import check_prints, quick
+from tests.slow import mostly
 
-DOCS = Path(__file__).parents[2] / "docs" / "studies"
-
-
-@cache
-def quick(name: str) -> Study:
-    return studies.run(name, quick=True)
+# Their quick looks take seconds, so they are run and checked in one file each.
+OWN_FILE = ("scale", "gslice")
 
 
 def table(study: Study, beginning: str) -> dict[str, tuple[object, ...]]:
@@ -57,15 +54,7 @@ def test_markdown_says_modelled_and_how_to_make_it_again() -> None:
     assert "quick look" not in text and "quick look" in quick("krisp").to_markdown()
 
 
-def test_markdown_tables_have_cells_for_every_column() -> None:
-    for name in studies.names():
-        blocks = [block for block in quick(name).to_markdown().split("\n\n") if block.startswith("|")]
-        assert len(blocks) == 1 + len(quick(name).tables)
-        for block in blocks:
-            assert len({line.count("|") for line in block.splitlines()}) == 1
-
-
-@pytest.mark.parametrize("name", studies.names())
+@pytest.mark.parametrize("name", mostly(studies.names(), slow=OWN_FILE))
 def test_a_study_reports_its_progress_and_is_the_same_again(name: str) -> None:
     steps: list[tuple[int, int]] = []
     again = studies.run(name, quick=True, progress=lambda done, total: steps.append((done, total)))
@@ -73,13 +62,9 @@ def test_a_study_reports_its_progress_and_is_the_same_again(name: str) -> None:
     assert [done for done, _ in steps] == list(range(steps[0][1])) and len({total for _, total in steps}) == 1
 
 
-@pytest.mark.parametrize("name", studies.names())
-def test_the_docs_hold_the_full_study(name: str) -> None:
-    """Made by the command; the rows may be older than the code, what is claimed may not."""
-    text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
-    assert f"spacetime study {name} --markdown FILE" in text and "quick look**" not in text
-    for claim in quick(name).claims:
-        assert f"| {claim.name} " in text, "make it again"
+@pytest.mark.parametrize("name", [name for name in studies.names() if name not in OWN_FILE])
+def test_a_study_is_printed_and_documented(name: str) -> None:
+    check_prints(quick(name))
 
 
 def test_an_unknown_study_is_refused() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spacetime.sim import studies
 from spacetime.sim.studies import flood
 from spacetime.sim.studies.study import Study
+from tests.sim.looks import quick
 
 SHORT = flood.Lengths(load_s=0.6, warm_up_s=0.15)
 
@@ -35,7 +35,7 @@ def test_bursts_are_bursts_of_the_neighbour_alone() -> None:
 
 
 def test_the_quick_look_has_a_row_per_case() -> None:
-    found = studies.run("flood", quick=True)
+    found = quick("flood")
     (table,) = found.tables
     assert len(table.rows) == 2 and table.headings[-2] == "with / without"
     assert Study.from_json(found.to_json()) == found

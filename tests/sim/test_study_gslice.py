@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 
 from spacetime.device import Partition
 from spacetime.plan import Lane, RequestView, Segment
-from spacetime.sim import studies
 from spacetime.sim.simulate import Simulation
 from spacetime.sim.studies import gslice as study
 from spacetime.sim.studies.study import Study
 from spacetime.trace import LaneEvent, Trace
+from tests.sim.looks import check_prints, quick
 
 SECOND = 1_000_000
 
@@ -23,14 +21,9 @@ def lane(start_us: int, end_us: int, *requests: tuple[str, int, int]) -> LaneEve
     return LaneEvent(Lane("cohort", views, (Segment(Partition(1, 1, 1)),)), start_us, end_us)
 
 
-@cache
-def quick() -> Study:
-    return studies.run("gslice", quick=True)
-
-
 def column(beginning: str) -> list[float]:
     """Of the load step."""
-    table = quick().tables[1]
+    table = quick("gslice").tables[1]
     (index,) = [index for index, heading in enumerate(table.headings) if heading.startswith(beginning)]
     cells = [row[index] for row in table.rows]
     return [cell for cell in cells if isinstance(cell, int | float)]
@@ -90,6 +83,10 @@ def test_a_tenant_that_restarts_is_down_and_one_with_a_shadow_is_not() -> None:
     assert seldom[1:] == (num_tenants, 0)
 
 
+def test_the_quick_look_is_printed_and_documented() -> None:
+    check_prints(quick("gslice"))
+
+
 def test_the_size_that_a_tenant_starts_with_stops_nobody() -> None:
     played = study.in_turn([(0.5, study.BEFORE_PER_S)])
     simulation = Simulation(played, study.restarting, study.DEVICE, prepare_us=10 * SECOND, trace_events=10_000)
@@ -98,7 +95,7 @@ def test_the_size_that_a_tenant_starts_with_stops_nobody() -> None:
 
 
 def test_the_quick_look_has_every_policy_and_every_way() -> None:
-    found = quick()
+    found = quick("gslice")
     loads, steps = found.tables
     policies = len(study.POLICIES)
     assert [row[0] for row in loads.rows] == ["steady"] * policies + ["bursts"] * policies + ["waves"] * policies

@@ -8,16 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spacetime.sim import studies
 from spacetime.sim.report import Report
 from spacetime.sim.simulate import simulate
 from spacetime.sim.studies import scale
 from spacetime.sim.studies.study import Study
-
-
-@cache
-def quick() -> Study:
-    return studies.run("scale", quick=True)
+from tests.sim.looks import check_prints, quick
 
 
 @cache
@@ -76,7 +71,8 @@ def test_by_cohort_fewer_models_meet_on_a_device() -> None:
 
 
 def test_the_quick_look_has_every_policy_and_says_what_it_stands_on() -> None:
-    found = quick()
+    found = quick("scale")
+    check_prints(found)
     points, common, several, many = found.tables
     policies = list(scale.POLICIES)
     assert [row[:2] for row in points.rows] == [(n, policy) for n in scale.QUICK.tenants for policy in policies]

@@ -11,13 +11,16 @@ from torch.utils._pytree import tree_leaves
 
 from spacetime.errors import OptionError
 from spacetime.zoo import SMALL, STANDARD, ZOO, build, example
+from tests.slow import mostly
 
 # The *_imagenet entries are for benches: half a gigabyte of weights each.
 NAMES = [name for name in ZOO if not name.endswith("_imagenet")]
+# Of a family that has a smaller member, built by the same code.
+LARGE = ("resnet34", "resnet50", "vgg16")
 ROWS = 3
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=mostly(NAMES, slow=LARGE))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

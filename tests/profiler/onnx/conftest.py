@@ -1,10 +1,11 @@
-"""Exports made once for all tests of the importer."""
+"""Exports made once for all tests of the importer, in whichever process they run."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +22,20 @@ Export = Callable[[str, str, int], Path]
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """export(model, "dynamo" | "script", opset): the file, written by torch's newer or older exporter."""
     pytest.importorskip("onnx")
-    folder = tmp_path_factory.mktemp("exports")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers of this run
+    folder /= "exports"
+    folder.mkdir(exist_ok=True)
 
     def run(name: str, exporter: str, opset: int) -> Path:
         path = folder / f"{name}-{exporter}-{opset}.onnx"
         if not path.exists():
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")
-                write(name, exporter, opset, path)
+                unfinished = path.with_name(f"{os.getpid()}-{path.name}")
+                write(name, exporter, opset, unfinished)
+                unfinished.rename(path)  # others see it whole, or not at all
         return path
 
     return run
