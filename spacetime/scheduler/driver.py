@@ -29,7 +29,7 @@ _log = logging.getLogger("spacetime")
 UNATTENDED_US = 150  # who submits and then waits has begun to by then; nobody else should have to wait for long
 # While everybody waits for what they submit, the alarm may be later, and so serve for several rounds of requests (see
 # alarm.py). It costs the first request that nobody awaits so much; a request is looked at within a millisecond.
-PATIENT_US = 700
+PATIENT_US = 900
 HABIT = 32  # alarms on end that were not needed make one
 
 _SUBMITTED, _POLICY = 0, 1  # bells: requests are unattended; the time has come that the policy asked for
