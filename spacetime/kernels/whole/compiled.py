@@ -1,8 +1,8 @@
 """Script -> native function: (number of requests, threads, table of requests, table of weights), all as integers.
 
-Where there are enough requests for all threads, a thread takes requests and does all of each: a request's weights are
-read once, and its scratch memory stays in the cache. Otherwise the threads share the outputs of every stage, and wait
-for each other after it.
+A thread takes requests and does all of each: a request's weights are read once, and its scratch memory stays in the
+cache. Only where stages are long, and requests too few for all threads, the threads share the outputs of every stage
+and wait for each other after it: threads that sleep while they wait cost more than a short stage.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core.compiler_lock import global_compiler_lock
 
-from spacetime.kernels.vector.emitter import FLOAT, INT, Emitter, Value, int_of
+from spacetime.kernels.vector.emitter import BIT, FLOAT, INT, Emitter, Value, int_of
 from spacetime.kernels.vector.host import Host, has_threads
 from spacetime.kernels.vector.library import Kernel, function_of
 from spacetime.kernels.vector.threads import barrier, launch
@@ -24,6 +24,7 @@ from spacetime.kernels.whole.product import PARAMETERS, Tile, define_product
 from spacetime.kernels.whole.script import Along, Lookup, Place, Pointwise, Product, Script, View
 
 NUM_ARGUMENTS = 4
+LONG_STAGE = 1 << 19  # multiplications per row, on average: 80 us of one core that reads as many weights from memory
 ENOUGH_REQUESTS = 4  # per thread: then the last ones, which some threads wait for, are few
 
 
@@ -40,23 +41,26 @@ def _compile(on: Host, script: Script) -> Kernel:
     e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), on.lanes)
     stages = _Stages(module, on, script).define()
     num_requests, threads, *tables = function.args
-    words = [num_requests, *tables]
+    words, is_short = [num_requests, *tables], script.work_per_stage < LONG_STAGE
+    wanted = e.least(threads, num_requests) if is_short else threads
     launch(
         e,
         "whole",
         words,
-        threads if has_threads() else None,
-        lambda e, words, thread, threads: _divide(e, stages, words, thread, threads),
+        wanted if has_threads() else None,
+        lambda e, words, thread, threads: _divide(e, is_short, stages, words, thread, threads),
     )
     return function_of(on, module, "whole", NUM_ARGUMENTS)
 
 
-def _divide(e: Emitter, stages: ir.Function, words: Sequence[Value], thread: Value, threads: Value) -> None:
+def _divide(
+    e: Emitter, is_short: bool, stages: ir.Function, words: Sequence[Value], thread: Value, threads: Value
+) -> None:
     """Requests among threads, or else every stage."""
     b, (num_requests, *tables) = e.b, words
     is_even = b.icmp_signed("==", b.srem(num_requests, threads), int_of(0))
     is_enough = b.icmp_signed(">=", num_requests, b.mul(threads, int_of(ENOUGH_REQUESTS)))
-    with b.if_else(b.or_(is_even, is_enough)) as (by_request, by_stage):
+    with b.if_else(b.or_(ir.Constant(BIT, is_short), b.or_(is_even, is_enough))) as (by_request, by_stage):
         with by_request:
             first = b.sdiv(b.mul(num_requests, thread), threads)
             last = b.sdiv(b.mul(num_requests, b.add(thread, int_of(1))), threads)

@@ -170,6 +170,12 @@ class Script:
         return met / weights if weights else 1.0
 
     @property
+    def work_per_stage(self) -> float:
+        """Multiplications for a row, on average."""
+        products = [stage for stage in self.stages if isinstance(stage, Product)]
+        return sum([each.num_inputs * each.num_outputs * each.positions for each in products]) / len(self.stages)
+
+    @property
     def may_fault(self) -> bool:
         """Can a row ask for what does not exist?"""
         return any(isinstance(stage, Lookup) for stage in self.stages)

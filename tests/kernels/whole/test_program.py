@@ -18,6 +18,7 @@ from spacetime.capture import slab
 from spacetime.capture.selfcheck import TOLERANCE, deviation, magnitude
 from spacetime.device import Partition
 from spacetime.kernels.vector.host import Host, has_threads, host
+from spacetime.kernels.whole.compiled import LONG_STAGE
 from spacetime.kernels.whole.program import MOST_VECTORS, WholeProgram
 from spacetime.plan import Lane, RequestView, Segment
 from spacetime.runtime.prepare import Preparer
@@ -78,11 +79,17 @@ def test_the_small_models_of_the_zoo(on: Host, model: str) -> None:
 
 @pytest.mark.skipif(not has_threads(), reason="PyTorch does not use GNU's OpenMP here")
 @pytest.mark.parametrize("num_requests", [1, 2, 3, 5])
-@pytest.mark.parametrize("model", ["lstm_cell", "gru"])
+@pytest.mark.parametrize("model", ["wide", "gru"])
 def test_more_threads_give_the_same_bits(model: str, num_requests: int) -> None:
     """Whether they share the requests, or the outputs of every stage."""
-    whole = whole_of(zoo_tenants(model)[1], hosts()[0])
-    requests = [zoo.example(model, rows=1 + index % 2) for index in range(num_requests)]
+    if model == "wide":
+        wide = [nn.Sequential(nn.Linear(1100, 1100), nn.Tanh(), nn.Linear(1100, 1003)) for _ in range(3)]
+        whole = whole_of(executable_of(wide, (torch.randn(2, 1100),)), hosts()[0])
+        requests = [(torch.randn(1 + index % 2, 1100),) for index in range(num_requests)]
+    else:
+        whole = whole_of(zoo_tenants(model)[1], hosts()[0])
+        requests = [zoo.example(model, rows=1 + index % 2) for index in range(num_requests)]
+    assert (whole.script.work_per_stage >= LONG_STAGE) == (model == "wide")
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
