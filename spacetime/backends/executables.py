@@ -122,7 +122,9 @@ class CohortExecutable:
     @property
     def whole(self) -> WholeProgram | str:
         """Its program as one native call, for requests of few rows; or why there is none. It must have a member."""
-        if self._whole is None:
+        if self._whole is None and self.is_on_gpu:
+            self._whole = "it runs on a GPU, where graphs are that"
+        elif self._whole is None:
             like = [node.meta["val"] for node in self.cohort.captured.exported.inputs]
             self._whole = WholeProgram.of(self.cohort.fused, self.cohort.layers, like, host())
         return self._whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,8 +39,6 @@ class WholeProgram:
         program: FusedProgram, layers: Sequence[Layer], like: Sequence[Tensor], on: Host | None
     ) -> WholeProgram | str:
         """For inputs like these, on this processor; or why there is none. The layers must have content."""
-        if any(step.target == "gpu_owners" for step in program.steps):
-            return "it runs on a GPU, where graphs are that"
         if on is None:
             return "vector kernels have no form for this processor"
         try:
@@ -95,7 +93,9 @@ class WholeProgram:
             return self._find(slots, versions, places)  # contents in other slabs move without our knowing
         known = self._mixes.get(slots)
         if known is None or known.versions != versions or known.places != places:
-            known = self._mixes[slots] = self._find(slots, versions, places)
+            known = self._find(slots, versions, places)
+            # Not what it holds: the stacks have names in every call, and memory that weights leave is to go.
+            self._mixes[slots] = replace(known, held=[])
             while len(self._mixes) > _MIXES:
                 self._mixes.popitem(last=False)
         return known
@@ -117,4 +117,4 @@ class _Weights:
     versions: list[int]
     places: list[int]
     table: Tensor
-    held: list[list[Tensor]]  # names for memory that is not in the stacks
+    held: list[list[Tensor]]  # names for the memory, as long as a call reads it

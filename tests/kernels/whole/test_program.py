@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import cache
 from typing import Any
 
@@ -127,10 +129,13 @@ def test_weights_that_move_are_found_again(monkeypatch: pytest.MonkeyPatch) -> N
     executable = executable_of(modules[:2], example)
     whole = whole_of(executable, hosts()[0])
     agree(whole, modules, [0, 1], [example, example])
+    old = weakref.ref(executable.cohort.layers[0].stack)
     recorded = [[(tensor,) for tensor in _weights(executable, modules[2])]]
     executable.join("2", recorded[0])
     agree(whole, modules, [0, 1], [example, example])
     agree(whole, modules, [2, 0, 1], [example, example, example])
+    gc.collect()
+    assert old() is None, "no mix keeps memory that weights have left"
     executable.cohort.leave("0")
     agree(whole, modules, [2, 1], [example, example])
 
