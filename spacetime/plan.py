@@ -156,3 +156,4 @@ class Snapshot(Value):
     freed_at_us: int = 0  # when a lane last ended
     promised_us: int | None = None  # the tightest objective of those that were active recently and do not wait now
     merged: tuple[MergedView, ...] = ()  # what tenants of unlike cohorts may share a lane by
+    held_in_vain: tuple[str, ...] = ()  # cohorts that were lately held back for their peers, and none came

@@ -15,6 +15,7 @@ from functools import partial
 
 from spacetime.errors import ClosedError, PlanError, RejectedError, SpacetimeError
 from spacetime.plan import Lane, MergedView, Plan, RequestView, Snapshot
+from spacetime.scheduler.holds import Holds
 from spacetime.scheduler.lateness import Lateness
 from spacetime.scheduler.merged_lanes import MergedLanes
 from spacetime.scheduler.metering import value_bytes
@@ -72,6 +73,7 @@ class Scheduler:
         self._resizes = Resizes(self._queues, backend, post)
         self._stragglers = Stragglers()
         self._merged = MergedLanes(self._queues, costs)
+        self._holds = Holds()
         self._running: dict[int, _Running] = {}
         self._num_started = 0
         self._freed_at_us = 0
@@ -179,6 +181,7 @@ class Scheduler:
             except PlanError as error:
                 self._reject([view for tenant in snapshot.tenants for view in tenant.waiting], error)
                 continue
+            self._holds.watch(snapshot, plan)
             for lane in plan.lanes:
                 self._start(lane, plan.isolated)
             if plan.resizes:
@@ -208,6 +211,7 @@ class Scheduler:
             self._freed_at_us,
             queues.promised_us(now_us),
             self._merged.views,
+            self._holds.in_vain(now_us),
         )
 
     def lane_done(self, lane_id: int, result: LaneResult) -> None:
@@ -363,6 +367,7 @@ class Scheduler:
             self._resizes.forget(cohort)
             self._stragglers.forget_cohort(cohort)
             self._merged.forget(cohort)
+            self._holds.forget(cohort)
 
     def _reject(self, views: Sequence[RequestView], error: SpacetimeError) -> None:
         """End requests that wait. All leave their queues first: a future's callback may come back to us."""

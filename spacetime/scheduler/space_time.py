@@ -207,6 +207,8 @@ def _hold_until_us(
     rejoin_until_us = _rejoin_until_us(cohort, arrangement, slack_us, snapshot, costs)
     if rejoin_until_us > snapshot.now_us:
         return rejoin_until_us
+    if cohort.name in snapshot.held_in_vain:
+        return snapshot.now_us
     if cohort.num_missing <= sum([len(lane.tenants) for lane in snapshot.running if lane.cohort == cohort.name]):
         return snapshot.now_us
     window_us = int(min(MAX_HOLD_US, HOLD_SHARE * arrangement.lane_us))
