@@ -27,6 +27,7 @@ from spacetime.device import Device
 from spacetime.merged import MergedProgram
 from spacetime.merging import MergeCache, Recurrences
 from spacetime.plan import Lane, MergedView
+from spacetime.runtime.courtesy import courteous
 from spacetime.runtime.merged_report import MergedReport, merged_report
 from spacetime.runtime.prepare import WARM_ROWS
 from spacetime.scheduler.costs import OnlineCosts
@@ -164,7 +165,8 @@ class Merging:
                     return
                 self._wanted = False
             try:
-                self._update()
+                with courteous():
+                    self._update()
             except Exception as error:  # what is not merged serves as it is
                 _log.exception("merging failed")
                 with self._changing:

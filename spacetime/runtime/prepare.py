@@ -26,6 +26,7 @@ from spacetime.capture.rows import prove
 from spacetime.capture.selfcheck import magnitude, problem
 from spacetime.capture.store import Store
 from spacetime.errors import CaptureError
+from spacetime.runtime.courtesy import collect_garbage
 from spacetime.runtime.varying import check, make_programs
 
 Modules = dict[str, nn.Module]
@@ -146,6 +147,7 @@ class Preparer:
         known = self._known.get(recording.fingerprint)
         if known is None:
             known = self._learn(module, args, recording)
+            collect_garbage()
         executable = self.cohorts[known.cohort]
         is_first = not executable.cohort.members
         executable.join(name, _weights_in_order(known, recording, owned))

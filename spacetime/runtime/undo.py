@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spacetime.backends import DeviceMemory
 from spacetime.backends.threads import on_passing_thread
 from spacetime.runtime.admission import Candidate
+from spacetime.runtime.courtesy import courteous
 from spacetime.runtime.memory import is_out_of_memory, out_of_memory
 from spacetime.runtime.prepare import Prepared, Preparer
 
@@ -24,7 +25,7 @@ def prepare_whole(
     cohorts = [executable.cohort for executable in preparer.cohorts.values()]
     before = [(layer, layer.stack) for cohort in cohorts for layer in cohort.layers]
     try:
-        with _all_or_nothing(preparer, name, module):
+        with courteous(), _all_or_nothing(preparer, name, module):
             return on_passing_thread(lambda: preparer.prepare(name, module, example, **options))
     except Exception as error:
         if not is_out_of_memory(error):
