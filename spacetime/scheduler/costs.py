@@ -20,7 +20,6 @@ from spacetime.errors import OptionError
 from spacetime.ir import Program
 from spacetime.merged import MergedProgram
 from spacetime.scheduler.learned import (
-    FORGET_AFTER,
     OPTIMISM,
     Arrangement,
     LearnedCohort,
@@ -75,8 +74,8 @@ class _Merged:
 
     def observe(self, loads: Loads, units: int, duration_us: float) -> None:
         measured = self._measured.setdefault(_merged_bucket(loads, units), Measured())
-        if not self._confidence(measured):
-            measured.forget()
+        if measured.samples and not self._confidence(measured):
+            measured.begin_again()
         self._num_observed += 1
         measured.add(max(duration_us, 1) / self._prior.lane_us(loads, units), self._now)
 
@@ -89,7 +88,7 @@ class _Merged:
         return sum([known_us for _, known_us in expected]) / sum([prior_us for prior_us, _ in expected])
 
     def _confidence(self, measured: Measured) -> int:
-        return len(measured.samples) >> (self._now - measured.seen_at) // FORGET_AFTER
+        return measured.confidence_at(self._now)
 
     @property
     def _now(self) -> int:

@@ -21,10 +21,12 @@ from spacetime.scheduler.tables import KernelTimes, LaneSize, LatencyTable
 
 SAMPLES = 15  # the median of so many lanes shrugs off a few disturbed ones
 OPTIMISM = 0.5  # an estimate from n samples is lowered by this part over (1 + n)
+COLD = 0.3  # the first lane takes up to so much longer than later ones: what may be good is tried a second time
 EXPLORE_FORM = 0.25  # lanes fused, or plain, when none such was ever measured, are priced at this part
 EXPLORE_SIZE = 0.25  # lanes on about so many units, when none such was ever measured, are priced at this part
 EXPLORE = 0.8  # an arrangement never measured is priced at this part of its calibrated prior
-FORGET_AFTER = 200  # observations elsewhere in the cohort that halve the confidence in an arrangement
+FORGET_AFTER = 200  # observations elsewhere in the cohort that halve the confidence in an arrangement ...
+FORGET_AT_MOST_AFTER = 32 * FORGET_AFTER  # ... twice as many each time that it was tried again and was not kept
 RECALIBRATE_EVERY = 16  # observations
 MOST_MENDED = 8  # estimates of a bucket; more are worked out again when they are asked for
 STALE_SAMPLES = 31  # the median of so many lanes ...
@@ -41,33 +43,47 @@ class Measured:
 
     samples: deque[float] = field(default_factory=deque)
     ordered: list[float] = field(default_factory=list)  # the same, the least first: their median is read off
-    is_warm: bool = False  # the first lane allocates and loads what later ones find: it is forgotten with the second
+    is_cold: bool = True  # the first lane allocates and loads what later ones find: it is forgotten with the second
     over_prior: float = 1.0
     factor: float = nan  # the same with the optimism that so few samples deserve
     confidence: int = 0  # how many samples it is based on; fewer when they are old
     reference: float | None = None  # over_prior when there were enough samples for the first time
     seen_at: int = 0  # the cohort's observation count then
+    forget_after: int = FORGET_AFTER
 
     def add(self, ratio: float, now: int) -> None:
         samples, ordered = self.samples, self.ordered
         self.seen_at = now
-        if samples and not self.is_warm:
-            self.is_warm = True
+        if samples and self.is_cold:
             self.forget()
+            self.is_cold = False
         elif len(samples) == SAMPLES:
             del ordered[bisect_left(ordered, samples.popleft())]
         samples.append(ratio)
         insort(ordered, ratio)
         self.over_prior = ordered[(len(ordered) - 1) // 2]  # as `_median` has it
         self.trust(len(ordered))
+        if self.confidence == SAMPLES:
+            self.forget_after = FORGET_AFTER
+
+    def confidence_at(self, now: int) -> int:
+        """The older, the less; with none it is as if it had never been measured."""
+        return len(self.samples) >> (now - self.seen_at) // self.forget_after
 
     def trust(self, confidence: int) -> None:
         self.confidence = confidence
-        self.factor = self.over_prior * (1 - OPTIMISM / (1 + confidence))
+        self.factor = self.over_prior * (COLD if self.is_cold else 1 - OPTIMISM / (1 + confidence))
+
+    def begin_again(self) -> None:
+        """Forgotten, it is tried once more. If it is given up again, then for longer."""
+        self.forget()
+        self.forget_after = min(2 * self.forget_after, FORGET_AT_MOST_AFTER)
 
     def forget(self) -> None:
+        """The next lane is a first one again: others have run since."""
         self.samples.clear()
         self.ordered.clear()
+        self.is_cold = True
 
 
 @dataclass(slots=True)
@@ -173,7 +189,8 @@ class LearnedCohort:
         measured = self._measured.get(bucket)
         if measured is None:
             measured = self._measured[bucket] = Measured()
-        measured.forget()
+        else:
+            measured.begin_again()
         measured.factor = nan
         self._remembered[bucket] = measured
         return measured
@@ -232,7 +249,7 @@ class LearnedCohort:
         forgotten: list[Arrangement] = []
         ratios: dict[Kind, list[float]] = {}
         for bucket, measured in self._remembered.items():
-            confidence = len(measured.samples) >> (now - measured.seen_at) // FORGET_AFTER
+            confidence = measured.confidence_at(now)
             if confidence != measured.confidence:
                 differs = True
                 measured.trust(confidence)
