@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help: ## this list
 	@echo "spacetime: make TARGET [PYTHON=$(PYTHON)] [TORCH=$(TORCH)]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## mixed traffic over 16 tenants under three policies, on whatever device there is
 	@$(BIN)/spacetime demo

@@ -14,6 +14,7 @@ import torch
 
 import spacetime
 from spacetime.backends.threads import available_cores
+from spacetime.profiler.environment import cpu_model
 from spacetime.values import Value
 
 REPOSITORY = Path(__file__).parents[1]
@@ -96,16 +97,6 @@ def _driver(device: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-def cpu_model() -> str:
-    """Linux's name of the model; elsewhere what Python knows."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
-        if found:
-            return found.group(1).strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> tuple[str, bool]:

@@ -21,7 +21,6 @@ from spacetime.kernels.together import Spans
 from spacetime.kernels.together_table import TogetherKernel, bind_together
 
 Values = dict[str, Any]  # of one member
-Lives = tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True)

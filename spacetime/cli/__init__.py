@@ -15,14 +15,15 @@ from spacetime.errors import SpacetimeError
 app = typer.Typer(
     name="spacetime", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-app.command()(demo.demo)
-app.command()(doctor.doctor)
-app.command()(plan.plan)
-app.command()(simulate.simulate)
-app.command()(profile.profile)
-app.command()(compare.compare)
-app.command()(study.study)
-app.command()(bench.bench)
+# A line each for `spacetime --help`, which would cut the first line of the docstring off.
+app.command(short_help="Serve mixed traffic here under three policies, side by side.")(demo.demo)
+app.command(short_help="Say what this machine can do, and what is used instead.")(doctor.doctor)
+app.command(short_help="Show which lanes there would be on a modelled device.")(plan.plan)
+app.command(short_help="Say what traffic would see on a modelled device.")(simulate.simulate)
+app.command(short_help="Measure every layer of a model over units: the knees.")(profile.profile)
+app.command(short_help="Compare two profiles, or two files of bench results.")(compare.compare)
+app.command(short_help="Play a published evaluation in the simulator.")(study.study)
+app.command(short_help="Measure kernels, models and traffic on this device.")(bench.bench)
 
 
 def _print_version(asked: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,23 +10,18 @@ import torch
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from spacetime import zoo
 from spacetime.backends import make_backend
 from spacetime.cli import traffic
+from spacetime.cli.output import POLICIES_HELP, TRACE_HELP, Show, check_writable, progress_bar, write_trace
 from spacetime.device import Device
-from spacetime.errors import OptionError
 from spacetime.scheduler.registry import get_policy
-from spacetime.trace import Trace
 from spacetime.values import Value
 
 BASELINE = "time_slice"  # as if the models were called one after another
 POLICIES = (BASELINE, "streams", "space_time")
-PERFETTO_SUFFIXES = (".pftrace", ".perfetto-trace")
-TRACE_HELP = f"Write the last policy's lanes: for Perfetto to {' or '.join(PERFETTO_SUFFIXES)}, else as Chrome JSON."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +38,13 @@ class DemoReport(Value):
 
 
 def demo(
-    device: Annotated[str, typer.Option(help="Where to run.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N or hip:N.")] = "auto",
     tenants: Annotated[int, typer.Option(min=1, help="Models; four architectures take turns.")] = 16,
     seconds: Annotated[float, typer.Option(min=0, help="Traffic per policy, about, warm-up included.")] = 10.0,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, inputs and request sizes.")] = 0,
-    policy: Annotated[list[str] | None, typer.Option(help="Only these; repeat the option for several.")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help=f"Only these; repeat the option for several: {POLICIES_HELP}.")
+    ] = None,
     trace: Annotated[Path | None, typer.Option(help=TRACE_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -57,7 +52,7 @@ def demo(
     policies = tuple(dict.fromkeys(policy or POLICIES))
     for name in policies:
         get_policy(name)  # a wrong name is an error before anything is built
-    with _progress() as progress:
+    with progress_bar() as progress:
         report = _measure(device, tenants, seconds, seed, policies, trace, progress)
     if as_json:
         print(report.to_json())
@@ -74,13 +69,12 @@ def _measure(
     seed: int,
     policies: tuple[str, ...],
     trace_path: Path | None,
-    progress: traffic.Progress,
+    progress: Show,
 ) -> DemoReport:
     backend = make_backend(device)
     described = backend.device
     backend.close()
-    if trace_path is not None and not trace_path.parent.is_dir():
-        raise OptionError(f"the trace cannot be written to {trace_path}", f"{trace_path.parent} is not a directory")
+    check_writable("trace", trace_path)
     progress("building models", 0, num_tenants)
     models, warm_up, measured = traffic.prepare(num_tenants, seconds, seed)
     runs = []
@@ -88,7 +82,7 @@ def _measure(
         run, trace = traffic.run_policy(name, device, models, warm_up, measured, progress)
         runs.append(run)
     if trace_path is not None:
-        _write(trace, trace_path)
+        write_trace(trace, trace_path)
     return DemoReport(
         device=described,
         torch_version=torch.__version__,
@@ -98,23 +92,6 @@ def _measure(
         seed=seed,
         runs=tuple(runs),
     )
-
-
-def _write(trace: Trace, path: Path) -> None:
-    if path.suffix in PERFETTO_SUFFIXES:
-        path.write_bytes(trace.to_perfetto())
-    else:
-        path.write_text(trace.to_chrome(), encoding="utf-8")
-
-
-@contextmanager
-def _progress() -> Iterator[traffic.Progress]:
-    """A bar on stderr when that is a terminal, else nothing."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn())
-    with ProgressBar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("")
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 def _print(report: DemoReport) -> None:

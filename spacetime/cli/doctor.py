@@ -34,6 +34,7 @@ T = TypeVar("T")
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 11)
 ORACLES = ("onnxruntime", "onnxscript", "transformers")
+ON_GPU = "serving on the GPU"  # the name of a check
 COLOURS = {"PASS": "green", "FAIL": "red", "MISSING": "yellow"}
 
 
@@ -71,7 +72,7 @@ def _checks() -> Iterator[Check]:
     yield from gpu_checks()
     yield _serving("serving", "cpu")
     if unusable() is None:
-        yield _serving("serving on the GPU", "cuda:0" if unusable("hip") else "hip:0")
+        yield _serving(ON_GPU, "cuda:0" if unusable("hip") else "hip:0")
     yield from map(_oracle, ORACLES)
 
 
@@ -186,4 +187,17 @@ def _print(diagnosis: Diagnosis) -> None:
     for check in diagnosis.checks:
         colour = COLOURS[check.status]
         table.add_row(check.name, f"[{colour}]{check.status}[/{colour}]", check.reason, check.instead)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(_verdict(diagnosis), highlight=False, markup=False, soft_wrap=True)
+
+
+def _verdict(diagnosis: Diagnosis) -> str:
+    """What it comes to: most of the table is about GPUs, which most machines do not have."""
+    checks = {check.name: check for check in diagnosis.checks}
+    broken = [name for name, check in checks.items() if check.status == "FAIL"]
+    if broken:
+        return f"Broken: {', '.join(broken)}. Spacetime does not work here as promised."
+    if ON_GPU in checks:
+        return "All that spacetime needs is there: it serves on the GPU and on the CPU."
+    return f"All that spacetime needs is there: it serves on the CPU. No GPU can be used: {unusable()}."

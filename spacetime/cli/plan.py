@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spacetime import workload as workloads
+from spacetime.cli.output import MODELLED_HELP, MODELS_HELP, POLICIES_HELP
 from spacetime.device import Device
 from spacetime.errors import OptionError
 from spacetime.ir import Program
@@ -25,10 +26,10 @@ MOST_NAMES = 3
 
 
 def plan(
-    policy: Annotated[str, typer.Option(help="The name of a policy.")] = "space_time",
-    device: Annotated[str, typer.Option(help=f"{', '.join(devices.names())}, or a .json file of one.")] = "h200",
+    policy: Annotated[str, typer.Option(help=f"{POLICIES_HELP}.")] = "space_time",
+    device: Annotated[str, typer.Option(help=MODELLED_HELP)] = "h200",
     tenants: Annotated[int, typer.Option(min=1, help="Tenants; the models take turns.")] = 8,
-    model: Annotated[list[str] | None, typer.Option(help="Repeat for several. Default: resnet50.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help=MODELS_HELP)] = None,
     rows: Annotated[int, typer.Option(min=1, help="Of every request.")] = 1,
     slo_ms: Annotated[float | None, typer.Option(min=0, help="Every tenant's objective.")] = None,
     merge: Annotated[

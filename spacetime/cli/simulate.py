@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from spacetime import workload as workloads
+from spacetime.cli.output import (
+    MODELLED_HELP,
+    MODELS_HELP,
+    POLICIES_HELP,
+    TRACE_HELP,
+    check_writable,
+    progress_bar,
+    write_trace,
+)
 from spacetime.errors import OptionError
 from spacetime.scheduler.registry import get_policy, policy_names
 from spacetime.sim import architectures, devices
 from spacetime.sim.report import Report
-from spacetime.sim.simulate import Progress, Simulation
-from spacetime.trace import Trace
+from spacetime.sim.simulate import Simulation
 from spacetime.values import Value
 from spacetime.workload import Workload
 
 ALL = "all"
-PERFETTO_SUFFIXES = (".pftrace", ".perfetto-trace")
-TRACE_HELP = f"Write the last policy's lanes: for Perfetto to {' or '.join(PERFETTO_SUFFIXES)}, else as Chrome JSON."
 TRACED_LANES = 100_000
 TABLE_WIDTH = 92  # a figure cut off is worse than a line that wraps
 GENERATED = "tenants, model, rate, requests, rows, seconds, slo-ms"
@@ -42,11 +45,16 @@ class Simulations(Value):
 
 def simulate(
     context: typer.Context,
-    workload: Annotated[Path | None, typer.Argument(help="A Workload as JSON. Default: Poisson, see below.")] = None,
-    policy: Annotated[list[str] | None, typer.Option(help=f"Repeat for several; {ALL}: every one.")] = None,
-    device: Annotated[str, typer.Option(help=f"{', '.join(devices.names())}, or a .json file of one.")] = "h200",
+    workload: Annotated[
+        Path | None, typer.Argument(help="A Workload as JSON. Default: Poisson arrivals by the options below.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Repeat for several: {POLICIES_HELP}; {ALL}: every one. Default: space_time."),
+    ] = None,
+    device: Annotated[str, typer.Option(help=MODELLED_HELP)] = "h200",
     tenants: Annotated[int, typer.Option(min=1, help="Tenants; the models take turns.")] = 8,
-    model: Annotated[list[str] | None, typer.Option(help="Repeat for several. Default: resnet50.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help=MODELS_HELP)] = None,
     rate: Annotated[float, typer.Option(min=0, help="Requests per second of each tenant.")] = 100.0,
     requests: Annotated[
         int | None, typer.Option(min=1, help="A closed loop of so many requests per tenant, instead of a rate.")
@@ -63,8 +71,7 @@ def simulate(
 ) -> None:
     """Say what a workload would see under a policy on a device, without the device. Every figure is modelled."""
     names = _policies(policy)
-    if trace is not None and not trace.parent.is_dir():
-        raise OptionError(f"the trace cannot be written to {trace}", f"{trace.parent} is not a directory")
+    check_writable("trace", trace)
     modelled = devices.find(device)
     played = _generate(tenants, model, rate, requests, rows, seconds, seed, slo_ms)
     if workload is not None:
@@ -82,10 +89,10 @@ def simulate(
             warm_up_s=warm_up,
             trace_events=TRACED_LANES if trace is not None else 0,
         )
-        with _progress(name) as progress:
-            reports.append(simulation.run(progress))
+        with progress_bar() as show:
+            reports.append(simulation.run(partial(show, name)))
     if trace is not None:
-        _write(simulation.trace, trace)
+        write_trace(simulation.trace, trace)
     if as_json:
         print(Simulations(tuple(reports)).to_json())
     else:
@@ -140,23 +147,6 @@ def _refuse_generator_options(context: typer.Context, path: Path) -> None:
         source = context.get_parameter_source(option.replace("-", "_"))
         if source is not None and source.name == "COMMANDLINE":
             raise OptionError(f"--{option} has no effect on {path}", "the file has every arrival", "leave one out")
-
-
-def _write(trace: Trace, path: Path) -> None:
-    if path.suffix in PERFETTO_SUFFIXES:
-        path.write_bytes(trace.to_perfetto())
-    else:
-        path.write_text(trace.to_chrome(), encoding="utf-8")
-
-
-@contextmanager
-def _progress(policy: str) -> Iterator[Progress]:
-    """A bar on stderr when that is a terminal, else nothing."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn())
-    with ProgressBar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(policy)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print(reports: list[Report]) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as ProgressBar
 from rich.table import Table as RichTable
 
+from spacetime.cli.output import check_writable, progress_bar
 from spacetime.errors import OptionError
 from spacetime.sim import studies
-from spacetime.sim.studies.study import Progress, Study, Table
+from spacetime.sim.studies.study import Study, Table
 
 LIST = "list"
 PIPED_WIDTH = 160  # columns of a table that is not printed to a terminal
@@ -33,10 +31,9 @@ def study(
         _print_list(quick, markdown, as_json)
         return
     studies.summary(name)  # a wrong name is an error before anything else is
-    if markdown is not None and not markdown.parent.is_dir():
-        raise OptionError(f"the study cannot be written to {markdown}", f"{markdown.parent} is not a directory")
-    with _progress(name) as progress:
-        result = studies.run(name, quick=quick, progress=progress)
+    check_writable("study", markdown)
+    with progress_bar() as show:
+        result = studies.run(name, quick=quick, progress=partial(show, name))
     if markdown is not None:
         markdown.write_text(result.to_markdown(), encoding="utf-8")
     if as_json:
@@ -52,16 +49,6 @@ def _print_list(quick: bool, markdown: Path | None, as_json: bool) -> None:
     console = Console(markup=False, highlight=False)
     for name in studies.names():
         console.print(f"{name:<20} {studies.summary(name)}", soft_wrap=True)
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Progress]:
-    """A bar on stderr when that is a terminal, else nothing."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn())
-    with ProgressBar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print(result: Study) -> None:

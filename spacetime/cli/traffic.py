@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from spacetime import zoo
 from spacetime.capture.selfcheck import magnitude, problem
+from spacetime.cli.output import Show
 from spacetime.loadgen import Load, closed_loop
 from spacetime.runtime.runtime import Runtime
 from spacetime.runtime.tenant import Tenant
@@ -27,8 +27,6 @@ ARCHITECTURES = ("mlp", "gru_cell", "resnet18", "bert")
 ROWS = (1, 2, 3)
 WARM_UP_SHARE = 0.5  # requests before the measured ones, as a part of these: policies learn meanwhile
 FEWEST_REQUESTS = 4  # per tenant
-
-Progress = Callable[[str, int, int], None]  # what is going on, requests done, requests in all
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def workloads(models: list[Model], seconds: float, seed: int) -> tuple[Workload,
 
 
 def run_policy(
-    policy: str, device: str, models: list[Model], warm_up: Workload, measured: Workload, progress: Progress
+    policy: str, device: str, models: list[Model], warm_up: Workload, measured: Workload, progress: Show
 ) -> tuple[PolicyRun, Trace]:
     """Serve the traffic in a runtime of its own; then, off the clock, check every result."""
     with Runtime(device, policy) as runtime:
@@ -128,7 +126,7 @@ def run_policy(
 class _Traffic:
     """Turns arrivals into requests, and judges their results."""
 
-    def __init__(self, models: list[Model], tenants: dict[str, Tenant], progress: Progress) -> None:
+    def __init__(self, models: list[Model], tenants: dict[str, Tenant], progress: Show) -> None:
         self._models = {model.name: model for model in models}
         self._tenants = tenants
         self._progress = progress

@@ -6,7 +6,7 @@ from spacetime.merging.cache import MergeCache
 from spacetime.merging.explain import KernelFate, MergeExplanation, explain
 from spacetime.merging.gains import Launches, PredictedTime, Weights
 from spacetime.merging.recurrences import Recurrences
-from spacetime.merging.worth import Worth, merged_times, worth
+from spacetime.merging.worth import Worth, worth
 from spacetime.plan import Load
 
 __all__ = [
@@ -24,6 +24,5 @@ __all__ = [
     "explain",
     "fewest_launches",
     "gained",
-    "merged_times",
     "worth",
 ]

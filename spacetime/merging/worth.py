@@ -71,21 +71,6 @@ def worth(
     return Worth(whole, in_turn, side_by_side_us(lanes, traffic_us))
 
 
-def merged_times(
-    merged: MergedProgram,
-    loads: Sequence[Load],
-    device: Device,
-    costs: CostModel | None = None,
-    cohorts: Sequence[str] = (),
-) -> KernelTimes:
-    """Of a merged lane, step by step: what right-sizing looks at."""
-    _check(merged, loads, cohorts)
-    if costs is None:
-        return lane_times(merged, loads, device)
-    modelled = [program_work(merged, member, loads[member], device).times(device).us for member in range(len(loads))]
-    return lane_times(merged, loads, device, modelled, _expected(merged, loads, costs, cohorts))
-
-
 def lane_times(
     merged: MergedProgram,
     loads: Sequence[Load],
@@ -93,7 +78,7 @@ def lane_times(
     modelled: Sequence[Floats] = (),
     expected: Sequence[Floats] = (),
 ) -> KernelTimes:
-    """By the model; scaled, step by step, by what is expected of the members' kernels over what is modelled."""
+    """Step by step, by the model; where given, scaled by what is expected of the members' kernels over `modelled`."""
     us = MergedWork(merged, device).work(loads).times(device).us
     if modelled:
         us = us * by_step(expected, merged.steps_of, len(us)) / by_step(modelled, merged.steps_of, len(us))

@@ -9,24 +9,13 @@ import pytest
 
 from spacetime import __version__
 from spacetime.backends.threads import available_cores
-from spacetime.cli import main
 from spacetime.cli.demo import POLICIES, DemoReport
 from spacetime.cli.doctor import Check, Diagnosis
+from spacetime.scheduler.registry import policy_names
+from tests.cli.commands import run
 
+VERBS = ["demo", "doctor", "plan", "simulate", "profile", "compare", "study", "bench"]
 SMALL_DEMO = ("demo", "--tenants", "2", "--seconds", "0")  # an MLP and a GRU cell, the fewest requests
-
-
-class Ended:
-    """What a command left behind."""
-
-    def __init__(self, code: object, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Ended:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return Ended(ended.value.code, *capsys.readouterr())
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,6 +32,19 @@ def test_what_does_not_exist_is_refused_by_name(capsys: pytest.CaptureFixture[st
     assert ended.code == 2
     assert "nonesuch" in ended.err or "--tenants" in ended.err
     assert ended.out == ""
+
+
+def test_help_says_in_whole_lines_what_each_verb_does(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = run(capsys, "--help")
+    verbs = ended.out.partition("Commands:")[2].splitlines()[1:]
+    assert [line.split()[0] for line in verbs] == VERBS
+    assert all(line.endswith(".") and not line.endswith("...") for line in verbs)
+
+
+@pytest.mark.parametrize("verb", ["demo", "plan", "simulate"])
+def test_help_names_the_policies(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    said = run(capsys, verb, "--help").out.replace(",", " ").replace(".", " ").replace(";", " ").split()
+    assert set(policy_names()) <= set(said)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,17 @@ def test_a_failed_check_makes_doctor_fail(capsys: pytest.CaptureFixture[str], mo
     ended = run(capsys, "doctor")
     assert ended.code == 1
     assert "bones" in ended.out and "FAIL" in ended.out and "broken" in ended.out
+    assert ended.out.splitlines()[-1].startswith("Broken: bones.")
+
+
+def test_doctor_ends_with_what_it_comes_to(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spacetime.cli.doctor.unusable", lambda: "there is none")
+    monkeypatch.setattr("spacetime.cli.doctor._checks", lambda: iter([Check("CUDA", "MISSING", "why", "the CPU")]))
+    ended = run(capsys, "doctor")
+    assert ended.code == 0
+    assert ended.out.splitlines()[-1].endswith("it serves on the CPU. No GPU can be used: there is none.")
+    monkeypatch.setattr("spacetime.cli.doctor._checks", lambda: iter([Check("serving on the GPU", "PASS", "right")]))
+    assert run(capsys, "doctor").out.splitlines()[-1].endswith("it serves on the GPU and on the CPU.")
 
 
 def test_the_demo_serves_the_same_requests_under_every_policy(

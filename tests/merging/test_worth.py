@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from spacetime.device import Device
 from spacetime.errors import OptionError
 from spacetime.ir import Program
-from spacetime.merging import Launches, Load, align, merged_times, worth
-from spacetime.merging.worth import Worth
+from spacetime.merging import Launches, Load, align, worth
+from spacetime.merging.worth import Worth, lane_times
 from spacetime.scheduler.analytic import kernel_work
 from spacetime.scheduler.costs import OnlineCosts
 from spacetime.sim.architectures import program as architecture
@@ -31,7 +31,7 @@ def test_one_member_without_siblings_takes_what_its_own_lane_takes(
     if merged.num_launches < merged.num_alone:
         return
     own = kernel_work(mix[0], GPU, tenants=tenants, rows=tenants + more_rows).times(GPU)
-    times = merged_times(merged, [Load(tenants, tenants + more_rows)], GPU)
+    times = lane_times(merged, [Load(tenants, tenants + more_rows)], GPU)
     assert times.lane_us(GPU.num_atoms) == pytest.approx(own.lane_us(GPU.num_atoms))
     assert times.num_kernels == merged.num_launches
 
@@ -39,7 +39,7 @@ def test_one_member_without_siblings_takes_what_its_own_lane_takes(
 def test_equal_kernels_of_two_members_are_one_lane_of_both_their_tenants() -> None:
     merged = align([chain("a", "64 r64"), chain("b", "64 r64")])
     together = kernel_work(chain("ab", "64 r64"), GPU, tenants=4, rows=8).times(GPU)
-    assert merged_times(merged, [Load(2, 4), Load(2, 4)], GPU).lane_us(4) == pytest.approx(together.lane_us(4))
+    assert lane_times(merged, [Load(2, 4), Load(2, 4)], GPU).lane_us(4) == pytest.approx(together.lane_us(4))
 
 
 @settings(max_examples=40, deadline=None)
