@@ -10,14 +10,16 @@ and at the times that policies ask for.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
+from weakref import WeakSet
 
-from spacetime.errors import RejectedError, SpacetimeError
+from spacetime.errors import ClosedError, RejectedError, SpacetimeError
 from spacetime.scheduler.alarm import make_alarm
 from spacetime.scheduler.futures import LazyFuture
 from spacetime.scheduler.loop import Post, Scheduler
@@ -54,16 +56,20 @@ class Driver:
         self._is_hurried = False  # ... and was then set to ring at once
         self._num_attended = 0  # alarms since one was needed
         self._ended = False
+        self._is_orphan = False
         self._at_end = at_end  # called once, when everything has ended and the backend is closed
         self._scheduler = build(self._post_now)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        _drivers.add(self)
 
     def submit(self, request: Request, *, assisted: bool = False) -> None:
         """Queue a request and return; what is submitted together is planned together.
 
         `assisted`: the caller waits for the result, or has it planned, right away: nobody need be woken.
         """
+        if self._is_orphan:
+            raise _orphaned("a request")
         self._inbox.append(request)
         if assisted:
             return
@@ -89,6 +95,8 @@ class Driver:
 
     def call(self, function: Callable[[Scheduler], T]) -> T:
         """Run the function between two steps of the loop; its result, or its exception."""
+        if self._is_orphan:
+            raise _orphaned("a call")
         if self._is_pumping():
             return function(self._scheduler)
         answer: Future[T] = Future()
@@ -97,6 +105,8 @@ class Driver:
 
     def close(self, drain: bool = True) -> None:
         """Serve what waits (drain) or reject it, let running lanes end, release the backend. May be called again."""
+        if self._is_orphan:
+            return  # there is nobody to wait for, and what there is to release is the other process's
         self._inbox.append(partial(self._scheduler.close, drain))
         self._wake()
         if not self._is_pumping():  # a future's callback may close the runtime; it ends without it
@@ -104,12 +114,18 @@ class Driver:
 
     def may_wait(self, what: str) -> None:
         """Refuse a call that waits for the loop when it comes from inside the loop: it would wait for ever."""
+        if self._is_orphan:
+            raise _orphaned(what)
         if self._is_pumping():
             raise SpacetimeError(
                 f"{what} was called from a future's callback",
                 "the loop runs the callback, and the call waits for the loop",
                 "let the callback hand it to another thread",
             )
+
+    def orphan(self) -> None:
+        """This process is a child of the one it was made in: its threads are not here, their locks stay held."""
+        self._is_orphan = True
 
     def assist(self) -> bool:
         """A thread is about to wait for a result: it plans, and runs a lane, itself. True if it ran one."""
@@ -257,6 +273,23 @@ class Result(LazyFuture[T]):
     def _make_condition(self) -> threading.Condition:
         self._driver.hurry()  # who is called back, or waits in exception(), wait() or as_completed(), does not pump
         return super()._make_condition()
+
+
+_drivers: WeakSet[Driver] = WeakSet()
+
+
+def _orphan_all() -> None:
+    for driver in _drivers:
+        driver.orphan()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_orphan_all)
+
+
+def _orphaned(what: str) -> ClosedError:
+    facts = "the runtime was made in another process, and its threads did not survive the fork"
+    return ClosedError(f"{what} cannot be served", facts, "make a Runtime after the fork, or start processes by spawn")
 
 
 def _guard(function: Callable[[], None]) -> None:
