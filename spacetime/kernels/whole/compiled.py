@@ -25,6 +25,7 @@ from spacetime.kernels.whole.script import Along, Lookup, Place, Pointwise, Prod
 
 NUM_ARGUMENTS = 4
 LONG_STAGE = 1 << 19  # multiplications per row, on average: 80 us of one core that reads as many weights from memory
+SPLIT_STAGE = 1 << 17  # 20 us: for threads that spin, if they have nothing else to do
 ENOUGH_REQUESTS = 4  # per thread: then the last ones, which some threads wait for, are few
 
 
@@ -41,26 +42,32 @@ def _compile(on: Host, script: Script) -> Kernel:
     e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), on.lanes)
     stages = _Stages(module, on, script).define()
     num_requests, threads, *tables = function.args
-    words, is_short = [num_requests, *tables], script.work_per_stage < LONG_STAGE
-    wanted = e.least(threads, num_requests) if is_short else threads
+    work = script.work_per_stage
+    wanted = e.least(threads, num_requests) if work < SPLIT_STAGE else threads
     launch(
         e,
         "whole",
-        words,
+        [num_requests, *tables],
         wanted if has_threads() else None,
-        lambda e, words, thread, threads: _divide(e, is_short, stages, words, thread, threads),
+        lambda e, words, thread, threads: _divide(e, work, stages, words, thread, threads),
     )
     return function_of(on, module, "whole", NUM_ARGUMENTS)
 
 
 def _divide(
-    e: Emitter, is_short: bool, stages: ir.Function, words: Sequence[Value], thread: Value, threads: Value
+    e: Emitter, work: float, stages: ir.Function, words: Sequence[Value], thread: Value, threads: Value
 ) -> None:
     """Requests among threads, or else every stage."""
     b, (num_requests, *tables) = e.b, words
-    is_even = b.icmp_signed("==", b.srem(num_requests, threads), int_of(0))
-    is_enough = b.icmp_signed(">=", num_requests, b.mul(threads, int_of(ENOUGH_REQUESTS)))
-    with b.if_else(b.or_(ir.Constant(BIT, is_short), b.or_(is_even, is_enough))) as (by_request, by_stage):
+    if work < SPLIT_STAGE:
+        deal: Value = ir.Constant(BIT, 1)
+    elif work < LONG_STAGE:
+        deal = b.icmp_signed(">=", num_requests, threads)
+    else:
+        is_even = b.icmp_signed("==", b.srem(num_requests, threads), int_of(0))
+        is_enough = b.icmp_signed(">=", num_requests, b.mul(threads, int_of(ENOUGH_REQUESTS)))
+        deal = b.or_(is_even, is_enough)
+    with b.if_else(deal) as (by_request, by_stage):
         with by_request:
             first = b.sdiv(b.mul(num_requests, thread), threads)
             last = b.sdiv(b.mul(num_requests, b.add(thread, int_of(1))), threads)

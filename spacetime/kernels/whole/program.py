@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from spacetime.capture.layer import Layer
 from spacetime.kernels.vector.emitter import FLOAT_BYTES
 from spacetime.kernels.vector.host import Host
 from spacetime.kernels.vector.library import Kernel
-from spacetime.kernels.whole.compiled import compiled
+from spacetime.kernels.whole.compiled import LONG_STAGE, compiled
 from spacetime.kernels.whole.reader import NotWhole, read
 from spacetime.kernels.whole.script import Script
 
@@ -32,6 +33,7 @@ class WholeProgram:
         self._kernel = kernel
         self._layers = [layers[number] for number in script.operands]
         self.most_rows = _most_rows(script)
+        self._is_long = script.work_per_stage >= LONG_STAGE
         self._mixes: OrderedDict[tuple[int, ...], _Weights] = OrderedDict()
 
     @staticmethod
@@ -81,10 +83,19 @@ class WholeProgram:
             results.append(outputs)
             place += count * row_bytes
         table = array("q", words)
-        self._kernel(len(requests), torch.get_num_threads(), table.buffer_info()[0], weights.table.data_ptr())
+        self._kernel(len(requests), self._num_threads(len(requests)), table.buffer_info()[0], weights.table.data_ptr())
         if script.may_fault and any(table[2 :: script.request_words]):
             return None
         return results
+
+    def _num_threads(self, num_requests: int) -> int:
+        """All of the lane's, or one: where the others sleep, to wake them takes longer than a lone request saves.
+
+        A worker's sleep at once where the main thread has a team of its own, as it has when it has run a lane.
+        """
+        if num_requests == 1 and not self._is_long and threading.get_ident() != threading.main_thread().ident:
+            return 1
+        return torch.get_num_threads()
 
     def _weights(self, slots: tuple[int, ...], stacks: Sequence[Tensor]) -> _Weights:
         versions = [layer.version for layer in self._layers]

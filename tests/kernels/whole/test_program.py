@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from math import inf
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from spacetime.capture import slab
 from spacetime.capture.selfcheck import TOLERANCE, deviation, magnitude
 from spacetime.device import Partition
 from spacetime.kernels.vector.host import Host, has_threads, host
-from spacetime.kernels.whole.compiled import LONG_STAGE
+from spacetime.kernels.whole.compiled import LONG_STAGE, SPLIT_STAGE
 from spacetime.kernels.whole.program import MOST_VECTORS, WholeProgram
 from spacetime.plan import Lane, RequestView, Segment
 from spacetime.runtime.prepare import Preparer
@@ -81,7 +83,7 @@ def test_the_small_models_of_the_zoo(on: Host, model: str) -> None:
 
 @pytest.mark.skipif(not has_threads(), reason="PyTorch does not use GNU's OpenMP here")
 @pytest.mark.parametrize("num_requests", [1, 2, 3, 5])
-@pytest.mark.parametrize("model", ["wide", "gru"])
+@pytest.mark.parametrize("model", ["wide", "lstm_cell", "gru"])
 def test_more_threads_give_the_same_bits(model: str, num_requests: int) -> None:
     """Whether they share the requests, or the outputs of every stage."""
     if model == "wide":
@@ -91,7 +93,8 @@ def test_more_threads_give_the_same_bits(model: str, num_requests: int) -> None:
     else:
         whole = whole_of(zoo_tenants(model)[1], hosts()[0])
         requests = [zoo.example(model, rows=1 + index % 2) for index in range(num_requests)]
-    assert (whole.script.work_per_stage >= LONG_STAGE) == (model == "wide")
+    limits = {"wide": (LONG_STAGE, inf), "lstm_cell": (SPLIT_STAGE, LONG_STAGE), "gru": (0, SPLIT_STAGE)}
+    assert limits[model][0] <= whole.script.work_per_stage < limits[model][1]
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -101,6 +104,31 @@ def test_more_threads_give_the_same_bits(model: str, num_requests: int) -> None:
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(map(torch.equal, pytree.tree_leaves(found[0]), pytree.tree_leaves(other)))
+
+
+@pytest.mark.skipif(not has_threads(), reason="PyTorch does not use GNU's OpenMP here")
+def test_a_lone_request_wakes_nobody_on_a_worker() -> None:
+    whole = whole_of(zoo_tenants("lstm_cell")[1], hosts()[0])
+    asked: list[int] = []
+    kernel = whole._kernel
+
+    def watched(num_requests: int, num_threads: int, *tables: int) -> None:
+        asked.append(num_threads)
+        kernel(num_requests, num_threads, *tables)
+
+    whole._kernel = watched
+    one, two = [zoo.example("lstm_cell", rows=1)], [zoo.example("lstm_cell", rows=1)] * 2
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        whole.run([0], one)
+        with ThreadPoolExecutor(1) as worker:
+            worker.submit(torch.set_num_threads, 2).result()
+            worker.submit(whole.run, [0], one).result()
+            worker.submit(whole.run, [0, 1], two).result()
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [2, 1, 2]
 
 
 def small() -> list[nn.Module]:
