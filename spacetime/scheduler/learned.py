@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import nan
+from math import inf, nan
 
 import numpy as np
 
@@ -219,8 +219,7 @@ class LearnedCohort:
         if measured is not None:
             return measured.factor
         _, _, units, fused = bucket
-        calibration, discount = self._calibration(fused, units)
-        return calibration * discount
+        return self._hope(fused, units)
 
     def fused_us(self, tenants: int, rows: int, units: int) -> tuple[float, float]:
         """A fused lane's prior, and what it is expected to take without any optimism."""
@@ -228,17 +227,29 @@ class LearnedCohort:
         measured = self._remembered.get((bucket_of(tenants), bucket_of(rows), bucket_of(units), True))
         if measured is not None:
             return prior_us, prior_us * measured.over_prior
-        return prior_us, prior_us * self._calibration(True, bucket_of(units))[0]
+        nearest = self._nearest(True, bucket_of(units))
+        return prior_us, prior_us * (self._best() if nearest is None else nearest)
 
-    def _calibration(self, fused: bool, units: int) -> tuple[float, float]:
-        """Measured over prior for arrangements of this kind; how good one never tried looks, so that it is tried."""
+    def _nearest(self, fused: bool, units: int) -> float | None:
+        """Measured over prior for arrangements of this kind, or of this form on about as many units."""
+        sizes = [(max(size, units) / min(size, units), -size) for form, size in self._calibrations if form == fused]
+        return self._calibrations[fused, -min(sizes)[1]] if sizes else None
+
+    def _best(self) -> float:
+        """Where nothing is known of a form."""
+        return min(self._calibrations.values(), default=1.0)
+
+    def _hope(self, fused: bool, units: int) -> float:
+        """By what to multiply the prior of an arrangement never measured: it looks so good that it is tried.
+
+        A size is not given up because its neighbour disappoints, where the other form does well on it.
+        """
         known = self._calibrations.get((fused, units))
         if known is not None:
-            return known, EXPLORE
-        others = [(max(size, units) / min(size, units), -size) for form, size in self._calibrations if form == fused]
-        if others:
-            return self._calibrations[fused, -min(others)[1]], EXPLORE_SIZE
-        return min(self._calibrations.values(), default=1.0), EXPLORE_FORM
+            return known * EXPLORE
+        nearest, other_form = self._nearest(fused, units), self._calibrations.get((not fused, units), inf)
+        hope = EXPLORE_FORM * self._best() if nearest is None else EXPLORE_SIZE * nearest
+        return min(hope, EXPLORE_FORM * other_form)
 
     def _settle(self) -> None:
         """Forget, and calibrate: for every kind the median over the arrangements that are remembered.

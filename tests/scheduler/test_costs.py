@@ -113,6 +113,15 @@ def test_a_size_never_tried_learns_from_the_nearest_that_was() -> None:
         assert ask(costs, units=units) == pytest.approx(EXPLORE_SIZE * factor * prior_us[units], rel=0.01)
 
 
+def test_a_size_is_tried_though_its_neighbour_disappoints_where_the_other_form_does_well() -> None:
+    """Fused lanes were slow on one core; on all of them, where only plain ones were seen, they may be best."""
+    costs = known()
+    prior_us = {units: ask(costs, units=units) / EXPLORE_FORM for units in (1, 4)}
+    costs.observe("c", tenants=1, rows=1, units=4, fused=False, duration_us=round(prior_us[4]))
+    tell(costs, round(20 * prior_us[1]), units=1)
+    assert ask(costs) == pytest.approx(EXPLORE_FORM * prior_us[4], rel=0.01)
+
+
 def test_large_arrangements_share_what_they_learn_and_small_ones_do_not() -> None:
     costs = known()
     prior_33_us, prior_64_us = (ask(costs, rows=rows) / EXPLORE_FORM for rows in (33, 64))
