@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -12,43 +14,49 @@ from statistics import median, quantiles
 
 from bench import mps
 from bench.cases import Scale
-from bench.models_sides import COMPILED, ONLY_ON_CPU, ONLY_ON_GPU, OURS, SIDES, Subject
+from bench.models_sides import COMPILED, OF_OURS, ONLY_ON_CPU, ONLY_ON_GPU, OURS, OURS_CALLED_BACK, SIDES, Subject
 from bench.models_stand import Block, Contender, available_bytes, rows_per_s
 from bench.models_subjects import DTYPES, NOTE, SUBJECTS, weight_bytes
 from bench.results import Figure, Measurement, distribution
-from bench.sides import LATE, Unavailable
+from bench.sides import Unavailable
 
 MPS = "MPS processes"
 MPS_SIDE, MPS_PROCESSES = "graph per tenant, sequential", 16
 MIXED_ROWS = (1, 3, 2, 4)
 # Times the weights, at the worst moment: stacks and slabs are copies for as long as they are made.
-COPIES = {"vmap": 2.2, "vmap, compiled": 2.2, "onnxruntime": 3.0, OURS: 2.5}
+COPIES = {"vmap": 2.2, "vmap, compiled": 2.2, "onnxruntime": 3.0, OURS: 2.5, OURS_CALLED_BACK: 2.5}
 BASE_BYTES = 400 << 20  # of a process
 MOST_OF_MEMORY = 0.8
+COMPILERS_TIMES = 2.0
 
 METHOD = (
     "R tenants, one request each at the same moment, the next round when all have their results; inputs are on the "
-    "device, weights differ; whose request is first changes from round to round; each side in a process of its own, "
-    "they take turns in blocks of rounds; " + NOTE
+    "device, weights differ; whose request is first changes from round to round; ours: all submitted, then each result "
+    "awaited in turn, unless the side's name says otherwise; each side in a process of its own, which serves one "
+    "number of tenants after another and whose tenants are made while nothing else runs; they take turns in blocks of "
+    "rounds, a block's first round does not count where a block has several; " + NOTE
 )
 THROUGHPUT = Figure("models", "throughput", "rows/s", METHOD)
-LATENCIES = {
-    name: Figure("models", f"latency {name}", "ms", f"from the round's start to the result, over a block; {METHOD}")
-    for name in ("p50", "p99", "max")
-}
+_LATENCY = (
+    "from the round's start until the thread that sent the requests has this one's result, by its own clock and for "
+    f"every side alike, over a block; {METHOD}"
+)
+LATENCIES = {name: Figure("models", f"latency {name}", "ms", _LATENCY) for name in ("p50", "p99", "max")}
 GAP = Figure("models", "slowest over fastest tenant", "ratio", f"of their median latencies in all rounds; {METHOD}")
 MEMORY = Figure(
     "models",
     "memory",
     "MB",
-    "growth since before the models were built, once they have served: the resident set, or what torch reserved of the "
-    "GPU; libraries are loaded before, by serving another model (not under torch.compile)",
+    "growth since before any model was built, once these have served: the resident set, or what torch reserved of the "
+    "GPU, with what fewer tenants before them left behind; libraries are loaded before, by serving another model (not "
+    "under torch.compile)",
 )
 READY = Figure(
     "models",
     "time to add a tenant",
     "ms",
-    "until it can serve: add(), a capture, a compilation, a session, a first call; the first tenant's is in the note",
+    "until it can serve: add(), a capture, a compilation, a session, a first call, while nothing else runs; the first "
+    "tenant's is in the note, and at the smallest R it pays for what a process does once",
 )
 SPEED_UP = Figure("models", "speed-up", "ratio", f"ours over the baseline, by throughput, block by block; {METHOD}")
 
@@ -64,23 +72,36 @@ class Sizes:
     num_blocks: int
     block_s: float
     warm_up_s: float  # ours, for the cost model to settle
-    ready_limit_s: float  # for a side to become ready
+    start_limit_s: float  # for the processes
+    ready_limit_s: float  # for a side to become ready, at one number of tenants
     round_limit_s: float  # a round that would take longer is not tried
-    side_budget_s: float  # for its blocks
-    model_budget_s: float  # for a model and type, then its larger counts are left out
-    with_compilers: bool = True
+    blocks_s: float  # for a side's blocks, at one number of tenants
+    side_budget_s: float  # for all that a side does with one model and type, then its larger counts are left out
+    compiled: tuple[str, ...] = ()  # models for which compilers run; they have COMPILERS_TIMES the limit and the budget
+    called_back: tuple[str, ...] = ()  # models for which ours is called back, too
 
     @classmethod
     def of(cls, scale: Scale) -> Sizes:
         dtypes = ("float32",) if scale.device == "cpu" else ("float32", "bfloat16")
         if scale.smoke:
-            return cls(("mlp",), (4,), (), dtypes[:1], 2, 0.05, 0.3, 10, 2, 1, 15, with_compilers=False)
+            return cls(("mlp",), (4,), (), dtypes[:1], 2, 0.05, 0.3, 60, 10, 2, 1, 10, called_back=("mlp",))
         if scale.quick:
-            counts, on_gpu = (1, 4, 8), scale.device != "cpu"
-            return cls(
-                ("mlp", "gru", "resnet18"), counts, (4,), dtypes, 3, 0.1, 0.5, 20, 2, 1, 45, with_compilers=on_gpu
-            )
-        return cls(SUBJECTS, (1, 2, 4, 8, 16, 32, 64), (8,), dtypes, 7, 0.3, 2.0, 60, 6, 6, 240)
+            models = ("mlp", "gru", "resnet18")
+            compiled = ("mlp", "gru") if scale.device == "cpu" else models
+            return cls(models, (1, 4, 8), (4,), dtypes, 3, 0.1, 1.5, 90, 20, 2, 1, 30, compiled, called_back=("mlp",))
+        counts = (1, 2, 4, 8, 16, 32, 64)
+        return cls(SUBJECTS, counts, (8,), dtypes, 7, 0.3, 3.0, 120, 60, 6, 6, 150, SUBJECTS, called_back=SUBJECTS)
+
+    def why_not(self, side: str, model: str) -> str | None:
+        """Sides that are left out of a run of this size."""
+        if side in COMPILED and model not in self.compiled:
+            return "left out of a quick run: compiling this model takes longer than the run"
+        if side == OURS_CALLED_BACK and model not in self.called_back:
+            return "left out of a quick run: how results are awaited matters where models are tiny"
+        return None
+
+    def times(self, side: str) -> float:
+        return COMPILERS_TIMES if side in COMPILED else 1.0
 
 
 def run(scale: Scale) -> Iterator[Measurement]:
@@ -88,8 +109,6 @@ def run(scale: Scale) -> Iterator[Measurement]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         environment = {"TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         missing = dict(_missing(scale.device))
-        if not sizes.with_compilers:
-            missing |= dict.fromkeys(COMPILED, "left out of a quick run: compiling takes longer than the run")
         try:
             clients = stack.enter_context(mps.daemon(scale.device))
         except Unavailable as why:
@@ -136,24 +155,24 @@ class Race:
     clients: dict[str, str]  # what a process needs to be a client of MPS
     given_up: dict[str, str] = field(default_factory=dict)  # sides that failed, and why; larger counts leave them out
     round_us: dict[str, float] = field(default_factory=dict)  # per row, when last seen
+    spent_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by side
+    stands: dict[str, Contender] = field(default_factory=dict)  # processes, for as long as their sides are not given up
 
     def run(self) -> Iterator[Measurement]:
-        end_s = time.monotonic() + self.sizes.model_budget_s
-        for count in self.sizes.counts:
-            if time.monotonic() > end_s:
-                why = f"{self.sizes.model_budget_s:.0f} s for this model were over"
-                yield THROUGHPUT.unavailable(
-                    f"{self.model} {self.dtype} R={count}", why, self._axes("all", (1,) * count)
-                )
-                continue
-            yield from self._compare((1,) * count)
-            if count in self.sizes.mixed_counts:
-                yield from self._compare(tuple(islice(cycle(MIXED_ROWS), count)))
+        try:
+            for count in self.sizes.counts:
+                yield from self._compare((1,) * count)
+                if count in self.sizes.mixed_counts:
+                    yield from self._compare(tuple(islice(cycle(MIXED_ROWS), count)))
+        finally:
+            if self.stands:
+                with ThreadPoolExecutor(len(self.stands)) as pool:  # a process takes a while to end
+                    list(pool.map(lambda contender: contender.close(), self.stands.values()))
 
     def _compare(self, rows: tuple[int, ...]) -> Iterator[Measurement]:
-        """All sides, as many at a time as the memory holds. Ours comes last: nothing else may run while it learns."""
+        """All sides, as many at a time as the memory holds. Ours come last: nothing else may run while they learn."""
         waiting = []
-        for side in (*(side for side in (*SIDES, MPS) if side != OURS), OURS):
+        for side in (*(side for side in (*SIDES, MPS) if side not in OF_OURS), *OF_OURS):
             why = self._why_not(side, rows)
             if why is None:
                 waiting.append(side)
@@ -163,15 +182,15 @@ class Race:
         while waiting:
             group = self._group(waiting, rows)
             waiting = waiting[len(group) :]
-            with ExitStack() as stack:
-                ready = yield from self._start(stack, group, rows)
-                taken, lost = self._in_turns(ready, sum(rows))
-                found |= taken
-                for side, contender in ready.items():
-                    if side in taken:
-                        yield from self._figures(side, rows, taken[side], contender)
-                    else:
-                        yield self._give_up(side, rows, lost[side])
+            ready = yield from self._ready(group, rows)
+            taken, lost = self._in_turns(ready, sum(rows))
+            found |= taken
+            for side, contender in ready.items():
+                if side in taken:
+                    yield from self._figures(side, rows, taken[side], contender)
+                    self._clear(side)
+                else:
+                    yield self._give_up(side, rows, lost[side])
         yield from self._speed_ups(rows, found)
 
     def _why_not(self, side: str, rows: tuple[int, ...]) -> str | None:
@@ -179,6 +198,11 @@ class Race:
             return self.missing[side]
         if side in self.given_up:
             return self.given_up[side]
+        why = self.sizes.why_not(side, self.model)
+        if why is not None:
+            return why
+        if self._left_s(side) <= 0:
+            return self._over(side)
         needed, free = self._needed_bytes(side, rows), available_bytes(self.device)
         if needed > MOST_OF_MEMORY * free:
             return f"it needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
@@ -186,6 +210,12 @@ class Race:
         if round_s > self.sizes.round_limit_s:
             return f"a round would take about {round_s:.0f} s, more than {self.sizes.round_limit_s:.0f} s"
         return None
+
+    def _left_s(self, side: str) -> float:
+        return self.sizes.times(side) * self.sizes.side_budget_s - self.spent_s[side]
+
+    def _over(self, side: str) -> str:
+        return f"its {self.sizes.times(side) * self.sizes.side_budget_s:.0f} s for this model were over"
 
     def _needed_bytes(self, side: str, rows: tuple[int, ...]) -> float:
         return BASE_BYTES + COPIES.get(side, 1.0) * len(rows) * weight_bytes(self.model, self.dtype)
@@ -201,38 +231,62 @@ class Race:
             group.append(side)
         return group
 
-    def _start(
-        self, stack: ExitStack, group: Sequence[str], rows: tuple[int, ...]
-    ) -> Generator[Measurement, None, dict[str, Contender]]:
-        """Yields the reasons of those that cannot be made; returns the others."""
+    def _ready(self, group: Sequence[str], rows: tuple[int, ...]) -> Generator[Measurement, None, dict[str, Contender]]:
+        """Yields the reasons of those that cannot be made; returns the others.
+
+        Processes start together. Then each side makes its tenants alone: the time that it takes is a figure.
+        """
         ready: dict[str, Contender] = {}
-        first = [side for side in group if side != OURS]
-        for some in (first, [side for side in group if side == OURS]):
-            made = {side: self._contender(side, rows) for side in some}
-            end_s = time.monotonic() + self.sizes.ready_limit_s
-            for side, contender in made.items():
-                why = contender.wait(end_s)
-                stack.callback(contender.close, kill=why is not None)
-                if why == LATE:
-                    why = f"not ready in {self.sizes.ready_limit_s:.0f} s"
-                if why is None:
-                    ready[side] = contender
-                    continue
+        started = {side: self._contender(side, rows) for side in group}
+        for side, contender in list(started.items()):
+            why = contender.start(self.sizes.start_limit_s)
+            if why is not None:
+                del started[side]
                 yield self._give_up(side, rows, why)
+        for side, contender in started.items():
+            begin_s = time.monotonic()
+            limit_s = min(self.sizes.times(side) * self.sizes.ready_limit_s, self._left_s(side))
+            subject = Subject(self.model, rows, self.device, self.dtype)
+            why = contender.prepare(subject, self.sizes.warm_up_s, limit_s)
+            self.spent_s[side] += time.monotonic() - begin_s
+            if why is None:
+                ready[side] = contender
+            else:
+                yield self._give_up(side, rows, why if self._left_s(side) > 0 else f"{why}: {self._over(side)}")
         return ready
 
     def _give_up(self, side: str, rows: tuple[int, ...], why: str) -> Measurement:
         """A side that cannot serve equal rows of so many tenants is not tried with more."""
         if len(set(rows)) == 1:
             self.given_up[side] = f"at R = {len(rows)}: {why}"
+            self._end(side, kill=True)
+        else:
+            self._clear(side)
         return THROUGHPUT.unavailable(self._subject(side, rows), why, self._axes(side, rows))
 
     def _contender(self, side: str, rows: tuple[int, ...]) -> Contender:
-        subject = Subject(self.model, rows, self.device, self.dtype)
-        if side != MPS:
-            return Contender(side, subject, self.sizes.warm_up_s, environment=self.environment)
-        processes, environment = min(len(rows), MPS_PROCESSES), self.environment | self.clients
-        return Contender(MPS_SIDE, subject, self.sizes.warm_up_s, num_processes=processes, environment=environment)
+        """Its processes, those of the last count where their number fits."""
+        number = min(len(rows), MPS_PROCESSES) if side == MPS else 1
+        if side in self.stands and self.stands[side].num_processes != number:
+            self._end(side)
+        if side not in self.stands:
+            subject = Subject(self.model, rows, self.device, self.dtype)
+            which, environment = (
+                (MPS_SIDE, self.environment | self.clients) if side == MPS else (side, self.environment)
+            )
+            self.stands[side] = Contender(which, subject, num_processes=number, environment=environment)
+        return self.stands[side]
+
+    def _clear(self, side: str) -> None:
+        try:
+            self.stands[side].clear()
+        except Unavailable:  # its process has ended
+            self._end(side, kill=True)
+
+    def _end(self, side: str, *, kill: bool = False) -> None:
+        contender = self.stands.pop(side, None)
+        if contender is not None:
+            contender.close(kill=kill)
 
     def _in_turns(
         self, ready: dict[str, Contender], num_rows: int
@@ -241,7 +295,7 @@ class Race:
         found: dict[str, list[list[Block]]] = {side: [] for side in ready}
         lost: dict[str, str] = {}
         num_blocks = {
-            side: max(2, min(self.sizes.num_blocks, int(self.sizes.side_budget_s * 1e6 / contender.ready.round_us)))
+            side: max(2, min(self.sizes.num_blocks, int(self.sizes.blocks_s * 1e6 / contender.ready.round_us)))
             for side, contender in ready.items()
         }
         sides = list(ready)
@@ -249,10 +303,12 @@ class Race:
             for place in range(len(sides)):
                 side = sides[(turn + place) % len(sides)]
                 if turn < num_blocks[side] and side not in lost:
+                    begin_s = time.monotonic()
                     try:
                         found[side].append(ready[side].block(self.sizes.block_s))
                     except Unavailable as why:
                         lost[side] = str(why)
+                    self.spent_s[side] += time.monotonic() - begin_s
         taken = {side: blocks for side, blocks in found.items() if side not in lost}
         for side, blocks in taken.items():  # the best: what else ran meanwhile must not end a side's run
             best_us = min(max(done_us) for block in blocks for each in block for done_us in each.done_us)
@@ -290,7 +346,7 @@ class Race:
             return
         ours = [rows_per_s(block) for block in found[OURS]]
         for side, blocks in found.items():
-            if side == OURS:
+            if side in OF_OURS:
                 continue
             ratios = [our / rows_per_s(block) for our, block in zip(ours, blocks, strict=False)]
             axes = self._axes(OURS, rows) | {"baseline": side}

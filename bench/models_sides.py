@@ -1,8 +1,9 @@
 """The ways to serve R models that bench/models.py compares. Each is a class behind one protocol, made in its process.
 
-`serve(order)` takes one request of every tenant, in this order and all at the same moment, and says after how many
-us each had its result, by tenant. `ready_us` is what it took to make each tenant ready. `Unavailable`, or whatever a
-library raises, is the reason why a side cannot be made.
+`serve(order)` takes one request of every tenant, in this order and all at the same moment, and says by tenant after how
+many us the thread that sent them had its result, in its hands and by its own clock: what computes elsewhere hands each
+result over as cheaply as it can. `ready_us` is what it took to make each tenant ready, `note` what else is to be known.
+`Unavailable`, or whatever a library raises, is the reason why a side cannot be made.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import torch
@@ -73,10 +75,10 @@ def _timed_us(make: Callable[[], Any]) -> tuple[Any, float]:
 class Sequential:
     """A call per tenant, one after another."""
 
-    def __init__(self, subject: Subject, calls: Sequence[Action], ready_us: list[float]) -> None:
-        self.ready_us = ready_us
+    def __init__(self, subject: Subject, calls: Sequence[Action], ready_us: list[float], note: str = "") -> None:
+        self.ready_us, self.note = ready_us, note
         self._calls, self._on_gpu = calls, subject.on_gpu
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(subject.count + 1)] if self._on_gpu else []
+        self._events = [torch.cuda.Event() for _ in range(subject.count)] if self._on_gpu else []
 
     def serve(self, order: Sequence[int]) -> list[float]:
         return self._on_device(order) if self._on_gpu else self._on_host(order)
@@ -90,36 +92,47 @@ class Sequential:
         return done_us
 
     def _on_device(self, order: Sequence[int]) -> list[float]:
-        start, *ends = self._events
-        start.record()
+        start_ns = time.perf_counter_ns()
         for tenant in order:
             self._calls[tenant]()
-            ends[tenant].record()
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) * 1e3 for end in ends]
+            self._events[tenant].record()
+        return _awaited_us(self._events, order, start_ns)
+
+
+def _awaited_us(events: Sequence[torch.cuda.Event], order: Sequence[int], start_ns: int) -> list[float]:
+    """Until the host knows of each result, as it asks for them in their order."""
+    done_us = [0.0] * len(order)
+    for tenant in order:
+        events[tenant].synchronize()
+        done_us[tenant] = (time.perf_counter_ns() - start_ns) / 1e3
+    return done_us
 
 
 def eager(subject: Subject) -> Serving:
     """Plain modules."""
-    calls, ready_us = [], []
-    for module, args in zip(subject.modules(), subject.inputs(), strict=True):
-        call = _call(module, args)
-        _, us = _timed_us(call)
-        calls.append(call)
-        ready_us.append(us)
-    return Sequential(subject, calls, ready_us)
+    calls = _calls(subject, subject.modules())
+    return Sequential(subject, calls, [_timed_us(call)[1] for call in calls])
 
 
 def compiled(subject: Subject) -> Serving:
-    """torch.compile, each tenant by itself; what is compiled for one may serve the next."""
+    """torch.compile, each tenant by itself, as a user would: equal modules share what was compiled for the first."""
     _allow_recompiles()
-    calls, ready_us = [], []
-    for module, args in zip(subject.modules(), subject.inputs(), strict=True):
-        call = _call(torch.compile(module, fullgraph=True, dynamic=False), args)
-        _, us = _timed_us(call)
-        calls.append(call)
-        ready_us.append(us)
-    return Sequential(subject, calls, ready_us)
+    calls = _calls(subject, [torch.compile(module, dynamic=False) for module in subject.modules()])
+    ready_us = [_timed_us(call)[1] for call in calls]
+    return Sequential(subject, calls, ready_us, _compiled_so_far())
+
+
+def _compiled_so_far() -> str:
+    from torch._dynamo.utils import counters
+
+    number = int(counters["stats"].get("unique_graphs", 0))
+    return (
+        f"graphs compiled in this process, for all its tenants: {number}" if number else "it compiles nothing of this"
+    )
+
+
+def _calls(subject: Subject, modules: Sequence[Callable[..., Any]]) -> list[Action]:
+    return [_call(module, args) for module, args in zip(modules, subject.inputs(), strict=True)]
 
 
 def _call(module: Callable[..., Any], args: Args) -> Action:
@@ -172,19 +185,16 @@ class GraphsOnStreams:
     def __init__(self, subject: Subject) -> None:
         self._graphs, self.ready_us = _captured(subject)
         self._streams = [torch.cuda.Stream() for _ in self._graphs]
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(subject.count + 1)]
+        self._events = [torch.cuda.Event() for _ in self._graphs]
 
     def serve(self, order: Sequence[int]) -> list[float]:
-        start, *ends = self._events
-        start.record()
+        start_ns = time.perf_counter_ns()
         for tenant in order:
             stream = self._streams[tenant]
-            stream.wait_event(start)
             with torch.cuda.stream(stream):
                 self._graphs[tenant].replay()
-            ends[tenant].record(stream)
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) * 1e3 for end in ends]
+            self._events[tenant].record(stream)
+        return _awaited_us(self._events, order, start_ns)
 
 
 # -- torch.func ------------------------------------------------------------------------------------------------------
@@ -239,7 +249,11 @@ class Stacked:
 
 
 class OnThreads:
-    """Tenants dealt out to a pinned thread per core, one intra-op thread each: a CPU's way to be shared in space."""
+    """Tenants dealt out to a pinned thread per core, one intra-op thread each: a CPU's way to be shared in space.
+
+    A share of the tenants is one task of its thread, and results come back through a queue written in C: a future per
+    request would cost more than some of these models take.
+    """
 
     def __init__(self, calls: Sequence[Action], ready_us: list[float]) -> None:
         self.ready_us = ready_us
@@ -248,18 +262,26 @@ class OnThreads:
 
     def serve(self, order: Sequence[int]) -> list[float]:
         done_us = [0.0] * len(order)
+        ended: SimpleQueue[int | Exception] = SimpleQueue()
         start_ns = time.perf_counter_ns()
 
         def run(share: Sequence[int]) -> None:
-            with torch.no_grad():
-                for tenant in share:
-                    self._calls[tenant]()
-                    done_us[tenant] = (time.perf_counter_ns() - start_ns) / 1e3
+            try:
+                with torch.no_grad():
+                    for tenant in share:
+                        self._calls[tenant]()
+                        ended.put(tenant)
+            except Exception as error:
+                ended.put(error)
 
         number = len(self._pools)
-        futures: list[Future[None]] = [pool.submit(run, order[first::number]) for first, pool in enumerate(self._pools)]
-        for future in futures:
-            future.result()
+        for first, pool in enumerate(self._pools):
+            pool.submit(run, order[first::number])
+        for _ in order:
+            tenant = ended.get()
+            if isinstance(tenant, Exception):
+                raise tenant
+            done_us[tenant] = (time.perf_counter_ns() - start_ns) / 1e3
         return done_us
 
     def close(self) -> None:
@@ -270,8 +292,7 @@ class OnThreads:
 def eager_threads(subject: Subject) -> Serving:
     """Plain modules, a thread per core."""
     _require_cpu(subject)
-    calls = [_call(module, args) for module, args in zip(subject.modules(), subject.inputs(), strict=True)]
-    return OnThreads(calls, [0.0] * subject.count)
+    return OnThreads(_calls(subject, subject.modules()), [0.0] * subject.count)
 
 
 def onnxruntime(subject: Subject) -> Serving:
@@ -307,7 +328,10 @@ def _require_cpu(subject: Subject) -> None:
 
 
 class Ours:
-    """Tenants of one runtime under space_time: all submitted, then all awaited."""
+    """Tenants of one runtime under space_time, served as a server does it that waits: all submitted, then awaited.
+
+    Results are taken in the order of the requests, so whatever ends out of turn counts as late as it is noticed.
+    """
 
     def __init__(self, subject: Subject) -> None:
         self._runtime, self._inputs = Runtime(subject.device), subject.inputs()
@@ -324,30 +348,36 @@ class Ours:
     def serve(self, order: Sequence[int]) -> list[float]:
         done_us = [0.0] * len(order)
         start_ns = time.perf_counter_ns()
-
-        def note(tenant: int) -> Callable[[Future[Any]], None]:
-            def done(_: Future[Any]) -> None:
-                done_us[tenant] = (time.perf_counter_ns() - start_ns) / 1e3
-
-            return done
-
-        futures = []
-        for tenant in order:
-            future = self._tenants[tenant].submit(*self._inputs[tenant])
-            future.add_done_callback(note(tenant))
-            futures.append(future)
+        futures = [self._tenants[tenant].submit(*self._inputs[tenant]) for tenant in order]
         for tenant, future in zip(order, futures, strict=True):
             future.result()
-            if not done_us[tenant]:  # whoever waits is woken before the callbacks are called
-                done_us[tenant] = (time.perf_counter_ns() - start_ns) / 1e3
+            done_us[tenant] = (time.perf_counter_ns() - start_ns) / 1e3
         return done_us
 
     def close(self) -> None:
         self._runtime.close()
 
 
+class OursCalledBack(Ours):
+    """The same for a server that has itself called back: lanes run on the runtime's threads, and results come there."""
+
+    def serve(self, order: Sequence[int]) -> list[float]:
+        done_us = [0.0] * len(order)
+        ended: SimpleQueue[tuple[int, Future[Any]]] = SimpleQueue()
+        start_ns = time.perf_counter_ns()
+        for tenant in order:
+            future = self._tenants[tenant].submit(*self._inputs[tenant])
+            future.add_done_callback(lambda future, tenant=tenant: ended.put((tenant, future)))
+        for _ in order:
+            tenant, future = ended.get()
+            future.result()
+            done_us[tenant] = (time.perf_counter_ns() - start_ns) / 1e3
+        return done_us
+
+
 # By the name that results have them under.
-OURS = "ours"
+OURS, OURS_CALLED_BACK = "ours", "ours, callbacks"
+OF_OURS = (OURS, OURS_CALLED_BACK)
 EAGER = "eager"
 SIDES: dict[str, Callable[[Subject], Serving]] = {
     EAGER: eager,
@@ -358,6 +388,7 @@ SIDES: dict[str, Callable[[Subject], Serving]] = {
     "vmap": vmapped,
     "vmap, compiled": vmapped_compiled,
     "onnxruntime": onnxruntime,
+    OURS_CALLED_BACK: OursCalledBack,
     OURS: Ours,
 }
 ONLY_ON_GPU = ("graph per tenant, sequential", "graph per tenant, streams")

@@ -314,25 +314,3 @@ class Flood:
             else:
                 self.failures.append(str(error))
                 self._stopping.set()
-
-
-def highest(passes: Callable[[float], bool], first: float, num_points: int) -> tuple[float | None, float | None]:
-    """The highest rate that was seen to pass and the lowest above it that failed: doubling or halving, then bisecting.
-
-    `num_points` rates are tried. None: none of them passed, or none failed.
-    """
-    good: float | None = None
-    bad: float | None = None
-    rate = first
-    for _ in range(num_points):
-        if passes(rate):
-            good = rate
-        else:
-            bad = rate
-        if bad is None:
-            rate *= 2
-        elif good is None:
-            rate /= 2
-        else:
-            rate = math.sqrt(good * bad)
-    return good, bad

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from bench import models
-from bench.cases import FULL, QUICK, SMOKE
-from bench.models import MPS, Race, Sizes
-from bench.models_sides import COMPILED, EAGER, ONLY_ON_CPU, ONLY_ON_GPU, OURS, SIDES, Subject
-from bench.models_stand import Block, Stand, available_bytes, rows_per_s
+from bench import models, models_sides
+from bench.cases import SMOKE
+from bench.models import MPS, Sizes
+from bench.models_sides import (
+    COMPILED,
+    EAGER,
+    OF_OURS,
+    ONLY_ON_CPU,
+    ONLY_ON_GPU,
+    OURS,
+    SIDES,
+    OnThreads,
+    Subject,
+)
+from bench.models_stand import Block, Contender, Stand, available_bytes, rows_per_s
 from bench.models_subjects import BERT_BASE, SUBJECTS, TOKENS, example, variants, weight_bytes
+from bench.report.build import is_ours
 from bench.sides import Unavailable
 from spacetime import zoo
 
-SIZES = Sizes(("mlp",), (3,), (3,), ("float32",), 2, 0.001, 0.01, 60.0, 60.0, 1.0, 60.0)
+SIZES = Sizes(("mlp",), (3,), (3,), ("float32",), 2, 0.001, 0.01, 60.0, 60.0, 60.0, 1.0, 60.0, called_back=("mlp",))
 THREADS = "eager, a thread per core"
 
 
@@ -102,84 +114,115 @@ def test_vmap_computes_what_the_modules_do() -> None:
             torch.testing.assert_close(found[tenant], module(*args))
 
 
-def test_a_stand_turns_the_order_and_says_what_it_took() -> None:
-    grad = torch.is_grad_enabled()
+def test_what_was_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An nn.GRU, for one, is left to PyTorch, and what is timed is no compiled model."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setitem(counters, "stats", Counter())
+    assert models_sides._compiled_so_far() == "it compiles nothing of this"
+    counters["stats"]["unique_graphs"] = 4
+    assert models_sides._compiled_so_far().endswith("for all its tenants: 4")
+
+
+def test_a_thread_that_fails_fails_the_round() -> None:
+    """Nobody waits for results that do not come."""
+
+    def broken() -> None:
+        raise ValueError("no")
+
+    serving = OnThreads([broken, lambda: None, lambda: None], [0.0] * 3)
     try:
-        stand = Stand(EAGER, Subject("mlp", (1, 2), "cpu", "float32"), warm_up_s=0.0)
-        orders: list[list[int]] = []
-        serve = stand._serving.serve
-        stand._serving.serve = lambda order: (orders.append(list(order)), serve(order))[1]  # type: ignore[method-assign]
-        block = stand.block(60.0, most_rounds=3)
+        with pytest.raises(ValueError, match="no"):
+            serving.serve([0, 1, 2])
     finally:
-        torch.set_grad_enabled(grad)
-    assert orders == [[1, 0], [0, 1], [1, 0]]  # the warm-up was the first round
+        serving.close()
+
+
+@pytest.mark.parametrize("side", OF_OURS)
+def test_latencies_of_ours_are_seen_by_who_sends(side: str) -> None:
+    """As for every side, on one thread and by its clock: in the order in which it learns of the results."""
+    with torch.no_grad():
+        serving: Any = make(side, (1, 2, 1))
+        try:
+            serving.serve([0, 1, 2])
+            done_us = serving.serve([2, 0, 1])
+            if side == OURS:
+                assert done_us[2] <= done_us[0] <= done_us[1]
+            assert min(done_us) > 0
+            serving._runtime.remove("mlp/1")
+            with pytest.raises(Exception, match="mlp/1"):
+                serving.serve([0, 1, 2])
+        finally:
+            serving.close()
+
+
+@pytest.fixture
+def keeps_grad() -> Iterator[None]:
+    grad = torch.is_grad_enabled()
+    yield
+    torch.set_grad_enabled(grad)
+
+
+def stand(rows: tuple[int, ...]) -> tuple[Stand, list[list[int]]]:
+    """A side that writes down the orders of its rounds."""
+    made, orders = Stand(EAGER, Subject("mlp", rows, "cpu", "float32")), list[list[int]]()
+    made.prepare(Subject("mlp", rows, "cpu", "float32"), warm_up_s=0.0)
+    serving: Any = made._serving
+    serve = serving.serve
+
+    def noted(order: list[int]) -> Any:
+        orders.append(list(order))
+        return serve(order)
+
+    serving.serve = noted
+    return made, orders
+
+
+@pytest.mark.usefixtures("keeps_grad")
+def test_a_stand_turns_the_order_and_does_not_count_a_first_round() -> None:
+    made, orders = stand((1, 2))
+    block = made.block(60.0, most_rounds=3)
+    assert orders == [[1, 0], [0, 1], [1, 0], [0, 1]]  # the warm-up was the first round
     assert (len(block.done_us), block.num_rows) == (3, 3)
-    assert len(stand.ready().ready_us) == 2 and stand.ready().round_us > 0
+    orders.clear()
+    assert len(made.block(0.0, most_rounds=9).done_us) == len(orders) == 1  # no time for a round that does not count
 
 
-# -- which sides, and when -------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("keeps_grad")
+def test_a_stand_serves_one_number_of_tenants_after_another() -> None:
+    made, _ = stand((1, 2))
+    with pytest.raises(Exception, match="nothing"):
+        made.prepare(Subject("nothing", (1,), "cpu", "float32"), 0.0)
+    ready = made.prepare(Subject("mlp", (1, 1, 2), "cpu", "float32"), 0.0)
+    assert len(ready.ready_us) == 3 and ready.round_us > 0
+    block = made.block(0.0, most_rounds=1)
+    assert (len(block.done_us[0]), block.num_rows) == (3, 4)
+    made.clear()
+    made.clear()
+    assert made._serving is None
 
 
-def race(**options: object) -> Race:
-    made = Race("cpu", SIZES, "mlp", "float32", {}, {}, {})
-    for name, value in options.items():
-        setattr(made, name, value)
-    return made
-
-
-def test_memory_decides_what_runs_at_all_and_what_runs_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "weight_bytes", lambda model, dtype: 1 << 30)
-    monkeypatch.setattr(models, "available_bytes", lambda device: 10 << 30)
-    found = race()
-    assert found._why_not(EAGER, (1,) * 7) is None
-    assert "GB" in (found._why_not(EAGER, (1,) * 8) or "")
-    assert "GB" in (found._why_not(OURS, (1,) * 4) or "")  # the slab is a copy while it grows
-    assert found._group([EAGER, THREADS, "vmap", OURS], (1,) * 3) == [EAGER, THREADS]
-    assert found._group([OURS, EAGER], (1,) * 7) == [OURS]  # one at least
-
-
-def test_a_side_that_failed_or_would_take_too_long_is_left_out() -> None:
-    found = race(given_up={"vmap": "at R = 2: no"}, round_us={EAGER: 1e6}, sizes=replace(SIZES, round_limit_s=3.0))
-    assert found._why_not("vmap", (1, 1)) == "at R = 2: no"
-    assert found._why_not(EAGER, (1, 1)) is None
-    assert "4 s" in (found._why_not(EAGER, (2, 2)) or "")
-
-
-def test_a_side_that_ends_in_the_middle_takes_no_other_with_it() -> None:
-    """An out-of-memory kill, for one: its blocks so far are not figures, and its reason is one."""
-
-    class Contender:
-        ready = SimpleNamespace(round_us=1.0)
-
-        def __init__(self, most_blocks: int) -> None:
-            self._left = most_blocks
-
-        def block(self, seconds: float) -> list[Block]:
-            self._left -= 1
-            if self._left < 0:
-                raise Unavailable("its process ended with code -9")
-            return [Block([[3.0, 6.0]], 1.0, 2)]
-
-    found = race()
-    taken, lost = found._in_turns({EAGER: Contender(9), "vmap": Contender(1)}, 2)  # type: ignore[dict-item]
-    assert {side: len(blocks) for side, blocks in taken.items()} == {EAGER: SIZES.num_blocks}
-    assert lost == {"vmap": "its process ended with code -9"}
-    assert found.round_us == {EAGER: 3.0}
-    row = found._give_up("vmap", (1, 1), lost["vmap"])
-    assert row.n == 0 and "code -9" in row.note and "code -9" in (found._why_not("vmap", (1,) * 4) or "")
-
-
-def test_larger_counts_are_left_out_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Race, "_compare", lambda self, rows: iter(()))
-    (row,) = race(sizes=replace(SIZES, counts=(5,), model_budget_s=-1.0)).run()
-    assert row.n == 0 and "were over" in row.note and row.axes["tenants"] == 5
-
-
-def test_sizes_grow_with_the_scale() -> None:
-    assert Sizes.of(FULL).models == SUBJECTS
-    assert Sizes.of(FULL).counts == (1, 2, 4, 8, 16, 32, 64) and Sizes.of(QUICK).counts == (1, 4, 8)
-    assert set(Sizes.of(SMOKE).models) <= set(Sizes.of(QUICK).models) <= set(SUBJECTS)
-    assert Sizes.of(replace(FULL, device="cuda:0")).dtypes == ("float32", "bfloat16")
+def test_a_contender_makes_one_set_of_tenants_after_another_in_one_process() -> None:
+    subject = Subject("mlp", (1, 2), "cpu", "float32")
+    contender = Contender(EAGER, subject)
+    try:
+        assert contender.start(120) is None and contender.start(0) is None
+        for rows in ((1, 2), (1, 1, 1)):
+            assert contender.prepare(replace(subject, rows=rows), 0.0, 120) is None
+            (block,) = contender.block(0.001)
+            assert (len(block.done_us[0]), block.num_rows) == (len(rows), sum(rows))
+            assert len(contender.ready.ready_us) == len(rows)
+            contender.clear()
+        why = contender.prepare(replace(subject, model="nothing"), 0.0, 120)
+        assert why is not None and "nothing" in why
+        assert contender.prepare(subject, 0.0, 120) is None  # what failed before leaves nothing
+        for remote in contender._remotes:
+            remote.kill()
+        assert "ended" in (contender.prepare(subject, 0.0, 120) or "")
+        with pytest.raises(Unavailable, match="ended"):
+            contender.clear()
+    finally:
+        contender.close(kill=True)
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
@@ -219,7 +262,7 @@ def test_the_case_measures_every_side_that_it_is_given(monkeypatch: pytest.Monke
     assert {row.axes["dtype"] for row in unavailable if "dtype" in row.axes} == {"bfloat16"}
     measured = [row for row in found if row.n]
     expected = {(3, "1"), (3, "mixed 1..3")}
-    for side in (EAGER, THREADS, OURS):
+    for side in (EAGER, THREADS, *OF_OURS):
         rates = [row for row in measured if row.metric == "throughput" and row.axes["side"] == side]
         assert {(row.axes["tenants"], row.axes["rows"]) for row in rates} == expected
         metrics = {row.metric for row in measured if row.axes["side"] == side and row.axes["tenants"] == 3}
@@ -237,3 +280,4 @@ def test_the_case_measures_every_side_that_it_is_given(monkeypatch: pytest.Monke
 def test_sides_of_one_device_are_named_once() -> None:
     assert {*ONLY_ON_CPU, *ONLY_ON_GPU, *COMPILED} < SIDES.keys()
     assert not set(ONLY_ON_CPU) & set(ONLY_ON_GPU)
+    assert all(is_ours(side) == (side in OF_OURS) for side in (*SIDES, MPS))  # for the report

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from bench import mlperf, tenants, traffic
 from bench.cases import FULL, QUICK, SMOKE
+from bench.models_subjects import weight_bytes
 from bench.results import Measurement
 from bench.sides import Unavailable
-from bench.tenants import Bout, Sizes, duration_of, share_late
-from bench.traffic import FEW_POLICIES, NEEDS, Flood, Played, Served, highest, jain, nearest_rank, open_traffic
+from bench.tenants import Contest, Sizes, duration_of, needed_bytes, share_late
+from bench.tenants_rates import Lone
+from bench.traffic import FEW_POLICIES, NEEDS, Flood, Played, Served, jain, nearest_rank, open_traffic
 from spacetime.device import Capabilities
 from spacetime.errors import OptionError
 from spacetime.scheduler.registry import policy_names
@@ -105,22 +107,6 @@ def test_latencies_are_judged_by_the_slo_of_their_own_tenant() -> None:
     assert played.over_slo(asked) == [0.5, 1.5, 0.5, math.inf]
     assert share_late(played.over_slo(asked)) == 0.5
     assert share_late([]) == 0.0
-
-
-@given(st.floats(1, 1e4), st.floats(1, 1e4), st.integers(1, 30))
-def test_the_search_stays_between_what_it_saw(limit: float, first: float, num_points: int) -> None:
-    tried: list[float] = []
-
-    def passes(rate: float) -> bool:
-        tried.append(rate)
-        return rate <= limit
-
-    good, bad = highest(passes, first, num_points)
-    assert len(tried) == num_points
-    assert good == max((rate for rate in tried if rate <= limit), default=None)
-    assert bad == min((rate for rate in tried if rate > limit), default=None)
-    if num_points == 30:
-        assert good is not None and good == pytest.approx(limit, rel=0.01)
 
 
 def test_slow_rates_have_more_time_within_bounds() -> None:
@@ -209,23 +195,24 @@ class There:
         pass
 
 
-TINY = Sizes(("mlp",), (2,), ("poisson",), ("poisson", "bursts"), 2, 0.01, 2, 0.02, 0.0, 60.0)
+TINY = Sizes(("mlp",), (2,), ("poisson",), ("poisson", "bursts"), 1, 1, 1, 0.01, 2, 0.02, 0.0, 60.0)
+LONE = Lone({"mlp": 2e3}, {"mlp": 4e3})
 
 
 def test_a_policy_is_measured(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tenants, "Remote", lambda *arguments: There(served))
     monkeypatch.setattr(mlperf, "why_not", lambda: mlperf.MISSING)
-    found = list(Bout("cpu", TINY, "space_time", 2, {"mlp": 2e3}).run())
+    found = list(Contest("cpu", TINY, ("space_time",), 2, LONE).run())
     rows: dict[tuple[str, Any], Measurement] = {(row.metric, row.axes["traffic"]): row for row in found}
     for arrivals in ("poisson", "bursts"):
         assert rows["SLO violations", arrivals].n == 2
         assert rows["latency p99", arrivals].axes["policy"] == "space_time"
         of_all = rows["latency p50", arrivals].distribution
-        assert of_all is not None and f"; {of_all.n} requests" in rows["latency p50", arrivals].note
+        assert of_all is not None and f"; {of_all.n} in all" in rows["latency p50", arrivals].note
         assert rows["latency p99", arrivals].distribution is None
     assert rows["fairness of service", "saturated"].n == 2
     goodput = rows[tenants.GOODPUT.metric, "poisson"]
-    assert "2 points of 0.01 s" in goodput.note and "SLO mlp 20 ms" in goodput.note
+    assert "rates between 75 and 300, steps of 100%, 3 requests or more; SLO mlp 20 ms" in goodput.note
     for scenario in mlperf.SCENARIOS:
         assert rows[f"loadgen {scenario} p99", f"loadgen {scenario}"].note == (
             "unavailable: mlcommons-loadgen is not installed; pip install mlcommons-loadgen"
@@ -241,8 +228,9 @@ def test_a_scenario_that_fails_leaves_its_reason_to_the_next(monkeypatch: pytest
             raise Unavailable("not ready in 5 s")
 
     monkeypatch.setattr(mlperf, "why_not", lambda: None)
-    bout = Bout("cpu", TINY, "streams", 2, {"mlp": 1e3})
-    server, multi_stream = bout._harness(Failing())  # type: ignore[arg-type]
+    contest = Contest("cpu", TINY, ("streams",), 2, LONE)
+    contest.served["streams"] = Failing()  # type: ignore[assignment]
+    server, multi_stream = contest._harness("streams")
     assert (server.n, server.note) == (0, "unavailable: not ready in 5 s")
     assert multi_stream.metric == "loadgen MultiStream p99"
     assert multi_stream.note == "unavailable: after Server: not ready in 5 s"
@@ -257,14 +245,15 @@ def test_a_policy_that_cannot_serve_is_unavailable_with_the_reason(monkeypatch: 
             raise Unavailable("its process ended with code 9")
 
     monkeypatch.setattr(tenants, "Remote", Broken)
-    (row,) = Bout("cpu", TINY, "streams", 2, {"mlp": 1e3}).run()
+    (row,) = Contest("cpu", TINY, ("streams",), 2, LONE).run()
     assert row.n == 0 and row.note == "unavailable: its process ended with code 9"
 
 
 def test_policies_that_the_device_lacks_something_for_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenants, "lone_latencies_us", lambda *_: dict.fromkeys(traffic.SMALL_MIX, 1.0))
+    ones = dict.fromkeys(traffic.SMALL_MIX, 1.0)
+    monkeypatch.setattr(tenants, "lone_of", lambda *_: Lone(ones, ones))
     monkeypatch.setattr(tenants, "capabilities_of", lambda _: Capabilities(False, False, False))
-    monkeypatch.setattr(Bout, "run", lambda self: iter(()))
+    monkeypatch.setattr(Contest, "run", lambda self: iter(()))
     names = {row.subject: row.note for row in tenants.run(QUICK)}
     assert names == {
         name: f"unavailable: {why}"
@@ -273,9 +262,20 @@ def test_policies_that_the_device_lacks_something_for_are_listed(monkeypatch: py
     }
 
 
+def test_memory_decides_how_many_policies_take_turns() -> None:
+    needed = needed_bytes(("mlp", "bert"), 4)
+    assert needed > 2 * tenants.COPIES * weight_bytes("bert", "float32")
+    assert tenants.in_memory(("a", "b", "c"), needed, 100 * needed) == [("a", "b", "c")]
+    assert tenants.in_memory(("a", "b", "c"), needed, 2.6 * needed) == [("a", "c"), ("b",)]
+    assert tenants.in_memory(("a", "b"), needed, 0.1 * needed) == [("a",), ("b",)]
+    assert tenants.in_memory((), needed, needed) == []
+
+
 def test_sizes_grow_with_the_scale() -> None:
     smoke, quick, full = map(Sizes.of, (SMOKE, QUICK, FULL))
-    assert smoke.num_points < quick.num_points < full.num_points
+    assert smoke.num_above < quick.num_above < full.num_above
+    assert smoke.num_repeats == 1 and quick.num_repeats >= 3 and full.num_repeats >= 3
+    assert all(set(sizes.searched) <= set(sizes.arrivals) for sizes in (smoke, quick, full))
     assert full.counts == (2, 8, 32, 64) and not full.few_policies and not full.only
     assert {*smoke.models, *quick.models} <= ZOO.keys()
 
