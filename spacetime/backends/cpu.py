@@ -2,7 +2,8 @@
 
 The living definition of what a backend does. Every partition has its own worker threads, each with as many
 intra-op threads as the partition has cores, so two lanes on two partitions truly run side by side. A lane on the
-whole device may run on the thread that waits for it: no hand-off costs less than none.
+whole device may run on the thread that waits for it: no hand-off costs less than none. A thread that cannot wait for
+long runs those that took less, of late, than it has time for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -21,6 +23,7 @@ from spacetime.errors import ClosedError, OptionError
 from spacetime.plan import Lane
 from spacetime.scheduler.protocols import Executable, LaneResult
 
+_MOST_SIZES = 4096  # of lanes, whose durations are remembered
 _TEAM_IDLE_S = 0.001  # how long a worker keeps its intra-op threads without work
 
 Done = Callable[[LaneResult], None]
@@ -43,6 +46,7 @@ class CpuBackend:
         self._workers: list[_Worker] = []
         self._closed = False
         self._lent = _Lent()
+        self._took_us: dict[tuple[str, int], float] = {}  # of late, lanes of a cohort with so many requests
 
     def now_us(self) -> int:
         return time.monotonic_ns() // 1000
@@ -51,8 +55,9 @@ class CpuBackend:
         if self._closed:
             raise ClosedError("a lane was started on a CPU backend", "it is closed", "make another backend")
         job = (lane, executable, payloads, done)
-        if self._lent.takes_a_lane and lane.atoms == self.device.all_atoms:
-            self._lent.takes_a_lane, self._lent.job = False, job
+        lent = self._lent
+        if lent.takes_a_lane and lane.atoms == self.device.all_atoms and self._is_within(lane, lent.most_us):
+            lent.takes_a_lane, lent.job = False, job
             return
         idle = self._idle.setdefault(lane.atoms, deque())
         worker = idle.pop() if idle else self._new_worker(lane.atoms, idle)
@@ -61,8 +66,9 @@ class CpuBackend:
     def prepare(self, cohort: str, executable: Executable, units: int, ready: Callable[[], None]) -> None:
         ready()  # programs run on any number of cores
 
-    def assist(self, pump: Callable[[], None]) -> bool:
+    def assist(self, pump: Callable[[], None], most_us: int | None = None) -> bool:
         lent = self._lent
+        lent.most_us = most_us
         # The main thread only: every thread that computes keeps a team of its own, see `release_team`.
         lent.takes_a_lane = lent.is_main and is_neutral(self.device.num_units)
         try:
@@ -78,7 +84,20 @@ class CpuBackend:
         lane, executable, payloads, done = job
         start_us = self.now_us()
         outcomes = outcomes_of(executable, lane, payloads)
-        done(LaneResult(outcomes, start_us, self.now_us()))
+        end_us = self.now_us()
+        self._note(lane, end_us - start_us)
+        done(LaneResult(outcomes, start_us, end_us))
+
+    def _is_within(self, lane: Lane, most_us: int | None) -> bool:
+        """Is the lane expected to take no longer? One that nobody has seen yet may."""
+        return most_us is None or self._took_us.get((lane.cohort, len(lane.requests)), inf) <= most_us
+
+    def _note(self, lane: Lane, duration_us: int) -> None:
+        size = (lane.cohort, len(lane.requests))
+        known_us = self._took_us.get(size)
+        if known_us is None and len(self._took_us) >= _MOST_SIZES:
+            self._took_us.clear()  # cohorts come and go
+        self._took_us[size] = duration_us if known_us is None else known_us + (duration_us - known_us) / 4
 
     def close(self) -> None:
         self._closed = True
@@ -91,7 +110,7 @@ class CpuBackend:
 
     def _new_worker(self, atoms: int, idle: deque[_Worker]) -> _Worker:
         cores = [core for index, core in enumerate(self._cores) if atoms >> index & 1]
-        worker = _Worker(cores, idle, self.now_us)
+        worker = _Worker(cores, idle, self.now_us, self._note)
         self._workers.append(worker)
         return worker
 
@@ -100,6 +119,7 @@ class _Lent(threading.local):
     """Of a thread that waits for a result: does it take a lane, and which has it been given?"""
 
     takes_a_lane = False
+    most_us: int | None = None  # no longer one
     job: Job | None = None
 
     def __init__(self) -> None:  # of each thread when it first looks
@@ -109,9 +129,11 @@ class _Lent(threading.local):
 class _Worker:
     """A thread on a partition. It rejoins the idle ones before it reports, so the next lane can reuse it."""
 
-    def __init__(self, cores: list[int], idle: deque[_Worker], now_us: Callable[[], int]) -> None:
+    def __init__(
+        self, cores: list[int], idle: deque[_Worker], now_us: Callable[[], int], note: Callable[[Lane, int], None]
+    ) -> None:
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._cores, self._idle, self._now_us = cores, idle, now_us
+        self._cores, self._idle, self._now_us, self._note = cores, idle, now_us, note
         name = f"spacetime-cores-{'-'.join(map(str, cores))}"
         self.thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self.thread.start()
@@ -123,6 +145,7 @@ class _Worker:
             start_us = self._now_us()
             outcomes = outcomes_of(executable, lane, payloads)
             result = LaneResult(outcomes, start_us, self._now_us())
+            self._note(lane, result.end_us - start_us)
             del job, lane, executable, payloads, outcomes  # tenants' tensors must not live until the next lane
             self._idle.append(self)
             done(result)

@@ -96,7 +96,7 @@ class NullBackend:
     def prepare(self, cohort: str, executable: Executable, units: int, ready: Callable[[], None]) -> None:
         ready()
 
-    def assist(self, pump: Callable[[], None]) -> bool:
+    def assist(self, pump: Callable[[], None], most_us: int | None = None) -> bool:
         pump()
         return False
 

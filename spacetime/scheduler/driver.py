@@ -32,6 +32,7 @@ UNATTENDED_US = 150  # who submits and then waits has begun to by then; nobody e
 # While everybody waits for what they submit, the alarm may be later, and so serve for several rounds of requests (see
 # alarm.py). It costs the first request that nobody awaits so much; a request is looked at within a millisecond.
 PATIENT_US = 900
+HAND_OVER_US = 400  # until another thread has woken up, and has woken this one again with all that it has to say
 HABIT = 32  # alarms on end that were not needed make one
 
 _SUBMITTED, _POLICY = 0, 1  # bells: requests are unattended; the time has come that the policy asked for
@@ -127,9 +128,12 @@ class Driver:
         """This process is a child of the one it was made in: its threads are not here, their locks stay held."""
         self._is_orphan = True
 
-    def assist(self) -> bool:
-        """A thread is about to wait for a result: it plans, and runs a lane, itself. True if it ran one."""
-        return self._scheduler.backend.assist(self.pump)
+    def assist(self, most_us: int | None = None) -> bool:
+        """A thread is about to wait for a result: it plans, and runs a lane, itself. True if it ran one.
+
+        `most_us`: it cannot wait for long, and leaves lanes that may take longer to others.
+        """
+        return self._scheduler.backend.assist(self.pump, most_us)
 
     def pump(self) -> None:
         """Plan and start what was posted, on this thread, unless another thread is at it and will see it."""
@@ -254,8 +258,12 @@ class Result(LazyFuture[T]):
         return super().result(timeout)
 
     def plan(self) -> None:
-        """Have it planned, and what else was submitted, on this thread, which goes on without waiting."""
-        self._driver.pump()
+        """Have it planned, and what else was submitted, on this thread, which is wanted elsewhere.
+
+        A lane so short that to hand it over takes longer is run here and now.
+        """
+        if not self.done():
+            self._driver.assist(HAND_OVER_US)
 
     def _help(self, timeout: float | None) -> None:
         self._driver.may_wait("result()")

@@ -223,7 +223,7 @@ class _Script:
             raise SpacetimeError(f"the backend refused job {job} when it was recorded")
         self.jobs[job] = callback
 
-    def assist(self, pump: Callable[[], None]) -> bool:
+    def assist(self, pump: Callable[[], None], most_us: int | None = None) -> bool:
         pump()
         return False
 

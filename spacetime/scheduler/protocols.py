@@ -62,10 +62,11 @@ class Backend(Protocol):
         `ready` is called exactly once, from any thread; at once where nothing needs to be made.
         """
 
-    def assist(self, pump: Callable[[], None]) -> bool:
+    def assist(self, pump: Callable[[], None], most_us: int | None = None) -> bool:
         """The calling thread is about to wait: call `pump`, then run on this thread a lane that it has started,
 
-        if this device runs lanes on threads and this one will do. True if a lane was run.
+        if this device runs lanes on threads and this one will do. True if a lane was run. `most_us`: the thread has
+        other things to do; a lane that may take longer is left to others.
         """
 
     def close(self) -> None:

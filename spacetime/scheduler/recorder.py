@@ -189,8 +189,8 @@ class RecordingBackend:
             caused = partial(self._recorder.caused, "ready", job, ready)
             self._backend.prepare(cohort, executable, units, caused)
 
-    def assist(self, pump: Callable[[], None]) -> bool:
-        return self._backend.assist(pump)
+    def assist(self, pump: Callable[[], None], most_us: int | None = None) -> bool:
+        return self._backend.assist(pump, most_us)
 
     def close(self) -> None:
         self._backend.close()

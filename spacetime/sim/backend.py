@@ -130,7 +130,7 @@ class SimBackend:
         else:
             ready()
 
-    def assist(self, pump: Callable[[], None]) -> bool:
+    def assist(self, pump: Callable[[], None], most_us: int | None = None) -> bool:
         pump()
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -106,3 +107,37 @@ def test_backends_are_made_by_name_or_taken_as_they_are() -> None:
     assert make_backend(null) is null
     with pytest.raises(OptionError, match=r"(?s)device 'tpu' does not exist.*known: auto, cpu"):
         make_backend("tpu")
+
+
+# -- the thread that asks --------------------------------------------------------------------------------
+
+
+def thread_of_a_lane(backend: CpuBackend, most_us: int | None, lasting_s: float = 0.0) -> int:
+    """On which thread a lane on the whole device runs, if this one offers itself for so long."""
+    result: list[Future[Any]] = []
+
+    def work() -> int:
+        time.sleep(lasting_s)
+        return threading.get_ident()
+
+    backend.assist(lambda: result.append(start(backend, Calls(), work, on=backend.device.whole)), most_us)
+    (outcome,) = result[0].result(PATIENCE_S).outcomes
+    assert outcome.error is None
+    return int(outcome.value)
+
+
+def test_a_thread_that_waits_takes_any_lane(backend: CpuBackend) -> None:
+    torch.set_num_threads(backend.device.num_units)
+    assert thread_of_a_lane(backend, None, lasting_s=0.02) == threading.get_ident()
+
+
+def test_a_thread_in_a_hurry_takes_lanes_that_were_short(backend: CpuBackend) -> None:
+    torch.set_num_threads(backend.device.num_units)
+    here, long_us = threading.get_ident(), 10_000_000
+    assert thread_of_a_lane(backend, long_us) != here, "nobody knows how long it takes"
+    assert thread_of_a_lane(backend, long_us) == here
+    assert thread_of_a_lane(backend, 0, lasting_s=0.02) != here
+    assert thread_of_a_lane(backend, 2_000) != here, "the last one took long"
+    for _ in range(40):  # of which each counts for a quarter
+        thread_of_a_lane(backend, 0)
+    assert thread_of_a_lane(backend, long_us) == here

@@ -183,10 +183,11 @@ class CudaBackend:
 
         self._background(make)
 
-    def assist(self, pump: Callable[[], None]) -> bool:
+    def assist(self, pump: Callable[[], None], most_us: int | None = None) -> bool:
         # The main thread only: libraries keep a handle and a workspace for every thread that computes.
         is_main = threading.current_thread() is threading.main_thread()
         neutral = is_main and is_neutral(torch.get_num_threads()) and not torch.is_autocast_enabled("cuda")
+        neutral = neutral and most_us is None  # how long the host takes for a lane is not known
         self._lent.takes_a_lane = neutral
         try:
             pump()
