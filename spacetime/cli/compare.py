@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from rich.table import Table
 from spacetime.cli.results import compared_results, is_results, print_results
 from spacetime.errors import OptionError
 from spacetime.profiler.compare import Change, Comparison, compared
-from spacetime.profiler.figures import print_us, shorten
+from spacetime.profiler.figures import print_op, print_us, shorten
 from spacetime.profiler.profile import Profile
 
 MOST_SHOWN = 20  # kernels in the table; --json has all
@@ -68,26 +69,36 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         summary += f"; the {len(shown)} that changed most are shown"
     for line in (*lines, summary):
         console.print(line, soft_wrap=True)
-    console.print(_table([*comparison.models, *shown]))
+    console.print(comparison_table([*comparison.models, *shown], console.width))
 
 
-def _table(changes: Sequence[Change]) -> Table:
+@dataclass(frozen=True, slots=True)
+class Column:
+    heading: str
+    text: Callable[[Change, bool], str]  # in a narrow table or not
+    fewest_columns: int = 0  # of the terminal: narrower ones leave it out, --json has it
+    is_number: bool = True
+
+
+COLUMNS = (
+    Column("kernel", lambda change, narrow: shorten(change.name, 18 if narrow else 40), is_number=False),
+    Column("op", lambda change, narrow: shorten(print_op(change.op), 13 if narrow else 28), 105, is_number=False),
+    Column("rows", lambda change, narrow: str(change.rows), 95),
+    Column("times", lambda change, narrow: str(change.times), 120),
+    Column("best before", lambda change, narrow: print_us(change.before.best_us)),
+    Column("after", lambda change, narrow: print_us(change.after.best_us)),
+    Column("ratio", lambda change, narrow: f"{change.ratio:.2f} x"),
+    Column("knee before", lambda change, narrow: f"{change.before.units}/{change.before.best_units}", 85),
+    Column("after", lambda change, narrow: f"{change.after.units}/{change.after.best_units}", 85),
+)
+
+
+def comparison_table(changes: Sequence[Change], width: int) -> Table:
+    shown = [column for column in COLUMNS if width >= column.fewest_columns]
+    narrow = len(shown) < len(COLUMNS)
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("kernel", overflow="fold")
-    table.add_column("op", overflow="fold")
-    for heading in ("rows", "times", "best before", "after", "ratio", "knee before", "after"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for column in shown:
+        table.add_column(column.heading, justify="right" if column.is_number else "left", no_wrap=True)
     for change in changes:
-        before, after = change.before, change.after
-        table.add_row(
-            shorten(change.name, 40),
-            shorten(change.op, 28),
-            str(change.rows),
-            str(change.times),
-            print_us(before.best_us),
-            print_us(after.best_us),
-            f"{change.ratio:.2f} x",
-            f"{before.units}/{before.best_units}",
-            f"{after.units}/{after.best_units}",
-        )
+        table.add_row(*(column.text(change, narrow) for column in shown))
     return table

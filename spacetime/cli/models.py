@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import io
+import logging
+import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,18 +35,38 @@ class NamedModel:
     example: tuple[Any, ...]
 
 
-def load_model(source: str) -> NamedModel:
-    """The model behind a name; an `OptionError` says why there is none."""
-    if source.endswith(".onnx"):
-        return _load_onnx(_existing(source))
-    if source.endswith(".pt2"):
+def load_model(source: str, sizes: Mapping[str, int] | None = None) -> NamedModel:
+    """The model behind a name; an `OptionError` says why there is none. `sizes`: of dynamic dimensions, by name."""
+    if source.lower().endswith(".onnx"):
+        return _load_onnx(_existing(source), sizes or {})
+    if sizes:
+        facts = f"{source} is no ONNX file: its example has the sizes"
+        raise OptionError("--size is for ONNX files", facts, "leave it out, or change the example")
+    if source.lower().endswith(".pt2"):
         return _load_exported(_existing(source))
     module, colon, attribute = source.partition(":")
     if not (colon and module and attribute):
-        raise OptionError(f"{source!r} names no model", f"a model is {KINDS}", "name one of these kinds")
+        next_step = f"zoo:{source}, if you mean that one" if source in zoo.ZOO else "name one of these kinds"
+        raise OptionError(f"{source!r} names no model", f"a model is {KINDS}", next_step)
     if module == "zoo":
         return NamedModel(attribute, zoo.build(attribute), zoo.example(attribute, EXAMPLE_ROWS))
     return _from_factory(source, module, attribute)
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """What torch prints and logs about a refusal is in its error, too, which becomes ours; TORCH_LOGS shows it."""
+    if os.environ.get("TORCH_LOGS"):
+        yield
+        return
+    printed, disabled = io.StringIO(), logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(printed):
+            yield
+    finally:
+        logging.disable(disabled)
+    sys.stderr.write(printed.getvalue())  # nothing was refused: these are somebody's warnings
 
 
 def _existing(source: str) -> Path:
@@ -52,10 +77,25 @@ def _existing(source: str) -> Path:
     return path
 
 
-def _load_onnx(path: Path) -> NamedModel:
+def read_sizes(texts: Sequence[str]) -> dict[str, int]:
+    """
+    >>> read_sizes(["tokens=128", "x:2=64"])
+    {'tokens': 128, 'x:2': 64}
+    """
+    sizes = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        if not (name and number.isascii() and number.isdigit() and int(number)):
+            facts = "it is a name, =, and a whole number from 1"
+            raise OptionError(f"--size {text} is no size", facts, "--size tokens=128")
+        sizes[name] = int(number)
+    return sizes
+
+
+def _load_onnx(path: Path, sizes: Mapping[str, int]) -> NamedModel:
     from spacetime.profiler.onnx import load_onnx
 
-    model = load_onnx(path)
+    model = load_onnx(path, sizes)
     return NamedModel(path.stem, model.module, model.example(EXAMPLE_ROWS))
 
 
@@ -64,9 +104,10 @@ def _load_onnx(path: Path) -> NamedModel:
 
 def _load_exported(path: Path) -> NamedModel:
     try:
-        program = torch.export.load(path)
+        with quiet_torch():
+            program = torch.export.load(path)
     except Exception as error:  # torch raises whatever its readers raise
-        facts = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        facts = "torch finds no program in it" if "warnings above" in str(error) else _said(error)
         next_step = f"write it with torch.export.save, under torch {torch.__version__} if it was written by another"
         raise OptionError(f"{path} is no exported program", facts, next_step) from error
     if program.example_inputs is None:
@@ -96,14 +137,19 @@ def _check_rows_are_dynamic(path: Path, program: torch.export.ExportedProgram) -
 
 
 def _from_factory(source: str, module: str, attribute: str) -> NamedModel:
+    if module.endswith(".py") or not all(part.isidentifier() for part in module.split(".")):
+        facts = f"{module!r} is no name that Python can import"
+        next_step = f"{package_name(module)}:{attribute}, in the folder that it starts from"
+        raise OptionError(f"{source!r} names no factory", facts, next_step)
     with _current_directory_importable():
         try:
             found: Any = importlib.import_module(module)
         except ImportError as error:
-            facts = f"{type(error).__name__}: {error}"
-            raise OptionError(
-                f"{module} cannot be imported", facts, "run in the folder that has it, or install it"
-            ) from error
+            next_step = "run in the folder that has it, or install it"
+            raise OptionError(f"{module} cannot be imported", _said(error), next_step) from error
+        except (Exception, SystemExit) as error:  # whatever its own lines raise
+            next_step = "mend it; `python -m` runs it with the traceback"
+            raise OptionError(f"{module} cannot be imported", _said(error, module), next_step) from error
         for part in attribute.split("."):
             if not hasattr(found, part):
                 raise OptionError(f"{source} does not exist", f"{module} has no {attribute}", "check its spelling")
@@ -122,8 +168,50 @@ def _current_directory_importable() -> Iterator[None]:
         sys.path.remove(here)
 
 
+def package_name(path: str) -> str:
+    """What Python calls the module in a file.
+
+    >>> package_name("./models/mine.py")
+    'models.mine'
+    """
+    parts = path.removesuffix(".py").replace("\\", "/").split("/")
+    return ".".join(part for part in parts if part not in ("", ".", "..")) or "package.module"
+
+
+def _made(source: str, found: Any) -> Any:
+    if isinstance(found, nn.Module) or not isinstance(found, Callable):  # type: ignore[arg-type]
+        return found
+    needed = _needed(found)
+    if needed:
+        facts = f"it cannot be called without {', '.join(needed)}"
+        next_step = "write a function without arguments that returns (module, example), and name that"
+        raise OptionError(f"{source} needs arguments", facts, next_step)
+    try:
+        return found()
+    except (Exception, SystemExit) as error:  # whatever its own lines raise
+        raise OptionError(f"{source} failed", _said(error, found.__module__), "mend it, then try again") from error
+
+
+def _needed(found: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):  # of something built in: calling it will tell
+        return []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [each.name for each in parameters if each.default is each.empty and each.kind not in optional]
+
+
+def _said(error: BaseException, module: str = "") -> str:
+    """The first line of an error, and where in that module it was raised."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    file = getattr(sys.modules.get(module), "__file__", None)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {lines[0]}{where}"
+
+
 def _called(source: str, attribute: str, found: Any) -> NamedModel:
-    made = found() if isinstance(found, Callable) and not isinstance(found, nn.Module) else found  # type: ignore[arg-type]
+    made = _made(source, found)
     module, example = made if isinstance(made, tuple) and len(made) == 2 else (made, getattr(made, "example", None))
     if not isinstance(module, nn.Module):
         facts = f"it gives a {type(made).__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,14 @@ from rich.table import Table
 from spacetime.api import capture
 from spacetime.api import profile as profile_program
 from spacetime.cli import compare as comparing
-from spacetime.cli.models import KINDS, NamedModel, load_model
-from spacetime.errors import OptionError
+from spacetime.cli.models import KINDS, load_model, quiet_torch, read_sizes
+from spacetime.errors import OptionError, SpacetimeError
 from spacetime.profiler import pictures
 from spacetime.profiler.campaign import Progress
 from spacetime.profiler.compare import Comparison, compared
 from spacetime.profiler.curves import Knee
-from spacetime.profiler.figures import print_count, print_us, shorten, timeline
+from spacetime.profiler.figures import print_count, print_op, print_us, shorten, timeline
+from spacetime.profiler.measure import half_width
 from spacetime.profiler.page import page
 from spacetime.profiler.profile import LayerKnee, Profile
 from spacetime.profiler.records import Environment
@@ -34,6 +36,7 @@ from spacetime.profiler.store import slug
 from spacetime.scheduler.tables import TOLERANCE
 from spacetime.values import Value
 
+UNSURE = 0.1  # of the median: measurements end at 0.02, or with their budget
 INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 PIPED_WIDTH = 160  # columns of a table that is not printed to a terminal
 
@@ -46,6 +49,7 @@ class Total(Value):
     knee: Knee
     mean_units: float  # needed over time when every kernel runs at its knee
     saved_share: float  # of the unit-time on all units
+    num_unsure: int  # kernels whose latency, on some size, has a 95 % interval wider than UNSURE to either side
     layers: tuple[LayerKnee, ...]
 
 
@@ -80,6 +84,10 @@ class Files(Value):
             if not path.parent.is_dir():
                 facts = f"{path.parent} is not a directory"
                 raise OptionError(f"{path} cannot be written", facts, "make the directory first")
+            if path.is_dir():
+                raise OptionError(f"{path} cannot be written", "it is a directory", "name a file in it")
+            if not os.access(path if path.exists() else path.parent, os.W_OK):
+                raise OptionError(f"{path} cannot be written", "its permissions forbid it", "name another place")
         for path in self.pictures:
             pictures.check(path, self.part)
 
@@ -88,6 +96,9 @@ def profile(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=KINDS)],
     device: Annotated[str, typer.Option(help="cpu, cuda:N, or model:NAME (model:h200), which is modelled.")] = "cpu",
     rows: Annotated[str, typer.Option(help="Batch sizes; the layers are shown for the first.")] = "1",
+    size: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=N", help="Of a dynamic dimension (ONNX); repeat for several.")
+    ] = None,
     units: Annotated[str | None, typer.Option(help="Only these numbers of units, as 1,2,4.")] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Of the best latency, within which a knee is.")] = TOLERANCE,
     cache: Annotated[str, typer.Option(help="run (inside the model), warm (alone), or cold.")] = "run",
@@ -111,13 +122,16 @@ def profile(
     files = Files(output, html, tuple(picture or ()), part, csv, chrome)
     all_rows = _numbers("--rows", rows)
     sizes = None if units is None else _numbers("--units", units)
+    fixed = read_sizes(size or ())
     files.check()
     other = None if compare is None else Profile.load(compare)
-    named = load_model(model)
 
-    def measure(progress: Callable[[Progress], None]) -> Profile:
-        return profile_program(
-            capture(named.module, named.example),
+    def measure(progress: Callable[[Progress], None]) -> tuple[str, Profile]:
+        named = load_model(model, fixed)
+        with quiet_torch():
+            program = capture(named.module, named.example)
+        return named.name, profile_program(
+            program,
             device,
             rows=all_rows,
             units=sizes,
@@ -130,9 +144,9 @@ def profile(
         )
 
     folder = store if store is not None else default_store()
-    found = _interruptible(measure, named.name, device, folder)
+    name, found = _interruptible(measure, model, device, folder)
     comparison = None if other is None else compared(other, found, force=force)
-    report = _report(named, found, _write(files, folder, named.name, found), comparison)
+    report = _report(name, found, _write(files, folder, name, found), comparison)
     if as_json:
         print(report.to_json())
     else:
@@ -140,10 +154,16 @@ def profile(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The script `spacetime-profile`: the verb by itself."""
-    from spacetime import cli
-
-    cli.main(["profile", *(sys.argv[1:] if arguments is None else arguments)])
+    """The script `spacetime-profile`: the verb by itself, and its help says so."""
+    script = typer.Typer(
+        name="spacetime-profile", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+    script.command()(profile)
+    try:
+        script(args=arguments)
+    except SpacetimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -163,11 +183,11 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _interruptible(
-    measure: Callable[[Callable[[Progress], None]], Profile], name: str, device: str, folder: Path
-) -> Profile:
+    measure: Callable[[Callable[[Progress], None]], tuple[str, Profile]], model: str, device: str, folder: Path
+) -> tuple[str, Profile]:
     last: Progress | None = None
     try:
-        with _bar(name) as show:
+        with _bar(model) as show:
 
             def progress(now: Progress) -> None:
                 nonlocal last
@@ -191,12 +211,12 @@ def _kept(last: Progress | None, device: str, folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Callable[[Progress], None]]:
-    """On stderr when that is a terminal, else nothing."""
-    console = Console(stderr=True)
+def _bar(model: str) -> Iterator[Callable[[Progress], None]]:
+    """On stderr as it is now (`quiet_torch` changes it for a while), when that is a terminal; else nothing."""
+    console = Console(file=sys.stderr)
     columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ProgressBar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"capturing {shorten(name, 24)}", total=None)
+        task = bar.add_task(f"capturing {shorten(model, 24)}", total=None)
         yield lambda now: bar.update(task, description=shorten(now.kernel, 34), completed=now.done, total=now.total)
 
 
@@ -207,17 +227,30 @@ def _write(files: Files, folder: Path, name: str, found: Profile) -> tuple[Path,
     """The profile, its page and what was asked for; all paths."""
     output = files.output or folder / slug(found.device) / f"{slug(name)}-{found.signature[:8]}.profile.json"
     html = files.html or output.with_name(output.name.removesuffix(".json") + ".html")
-    found.save(output)
-    html.write_text(page(found, name, _details(found)), encoding="utf-8")
-    for path in files.pictures:
-        pictures.plot(found, path, files.part, name)
-    each = [found.at(rows) for rows in found.all_rows]
-    if files.csv is not None:
-        header, *lines = (line for part in each for line in part.to_csv().splitlines(keepends=True))
-        files.csv.write_text(header + "".join(line for line in lines if line != header), encoding="utf-8")
-    if files.chrome is not None:
-        files.chrome.write_text(found.to_chrome(), encoding="utf-8")
+    try:
+        found.save(output)
+        html.write_text(page(found, name, _details(found)), encoding="utf-8")
+        for path in files.pictures:
+            pictures.plot(found, path, files.part, name)
+        if files.csv is not None:
+            files.csv.write_text(_csv(found), encoding="utf-8")
+        if files.chrome is not None:
+            files.chrome.write_text(found.to_chrome(), encoding="utf-8")
+    except BrokenPipeError:  # it was written to a pipe that nobody reads any more, as any other output
+        raise
+    except OSError as error:
+        next_step = "name another place: what was measured is kept, the same command is quick"
+        raise OptionError(
+            f"{error.filename or 'a file'} cannot be written", error.strerror or str(error), next_step
+        ) from error
     return tuple(filter(None, (output, html, *files.pictures, files.csv, files.chrome)))
+
+
+def _csv(found: Profile) -> str:
+    """Every number of rows, under one header."""
+    each = (found.at(rows).to_csv() for rows in found.all_rows)
+    header, *lines = (line for part in each for line in part.splitlines(keepends=True))
+    return header + "".join(line for line in lines if line != header)
 
 
 def _details(found: Profile) -> dict[str, str]:
@@ -235,10 +268,10 @@ def _details(found: Profile) -> dict[str, str]:
 # -- printing --------------------------------------------------------------------------------------------------------
 
 
-def _report(named: NamedModel, found: Profile, files: tuple[Path, ...], comparison: Comparison | None) -> ProfileReport:
+def _report(name: str, found: Profile, files: tuple[Path, ...], comparison: Comparison | None) -> ProfileReport:
     shown_first = (found.rows, *(rows for rows in found.all_rows if rows != found.rows))
     return ProfileReport(
-        model=named.name,
+        model=name,
         method=found.method,
         environment=found.environment,
         cache=found.cache,
@@ -251,7 +284,10 @@ def _report(named: NamedModel, found: Profile, files: tuple[Path, ...], comparis
 
 def _total(found: Profile) -> Total:
     drawn = timeline(found)
-    return Total(found.rows, found.total, drawn.mean_units, drawn.saved_share, found.layers)
+    unsure = {
+        layer.key for layer in found.layers if any(half_width(point.samples_us) > UNSURE for point in layer.points)
+    }
+    return Total(found.rows, found.total, drawn.mean_units, drawn.saved_share, len(unsure), found.layers)
 
 
 def _print(report: ProfileReport) -> None:
@@ -267,7 +303,9 @@ def _print(report: ProfileReport) -> None:
     if environment.unconfined:
         console.print(f"measured on the whole device only: {environment.unconfined}", soft_wrap=True)
     console.print(_layer_table(first, console.width))
-    console.print(_total_table(report.totals))
+    console.print(_total_table(report.totals, console.width))
+    if any(total.num_unsure for total in report.totals):
+        console.print(_unsure(report.totals), soft_wrap=True)
     if report.comparison is not None:
         comparing.print_comparison(console, report.comparison)
     for path in report.files:
@@ -286,15 +324,15 @@ class Column:
 
 COLUMNS = (
     Column("layer", lambda layer, times, narrow: shorten(layer.name, 18 if narrow else 40), is_number=False),
-    Column("op", lambda layer, times, narrow: shorten(layer.op, 13 if narrow else 24), is_number=False),
+    Column("op", lambda layer, times, narrow: shorten(print_op(layer.op), 13 if narrow else 24), 60, is_number=False),
     Column("shape", lambda layer, times, narrow: _first_shape(layer.shape), 145, is_number=False),
     Column("times", lambda layer, times, narrow: str(times), 90),
     Column("flops", lambda layer, times, narrow: print_count(layer.flops), 115),
     Column("bytes", lambda layer, times, narrow: print_count(layer.bytes, "B"), 115),
     Column("best", lambda layer, times, narrow: print_us(layer.knee.best_us)),
     Column("knee", lambda layer, times, narrow: f"{layer.knee.units}/{layer.knee.best_units}"),
-    Column("saved", lambda layer, times, narrow: f"{layer.knee.saved_units:.0%}"),
-    Column("bound", lambda layer, times, narrow: layer.bound, is_number=False),
+    Column("saved", lambda layer, times, narrow: f"{layer.knee.saved_units:.0%}", 72),
+    Column("bound", lambda layer, times, narrow: layer.bound, 80, is_number=False),
 )
 
 
@@ -325,22 +363,31 @@ def _first_shape(shapes: str) -> str:
     return f"{first}] ..." if more else shapes
 
 
-def _total_table(totals: Sequence[Total]) -> Table:
+def _total_table(totals: Sequence[Total], width: int) -> Table:
+    columns: tuple[tuple[str, Callable[[Total], str]], ...] = (
+        ("whole model", lambda total: _rows(total.rows)),
+        ("best", lambda total: print_us(total.knee.best_us)),
+        ("knee", lambda total: f"{total.knee.units}/{total.knee.best_units}"),
+        ("at the knee", lambda total: print_us(total.knee.latency_us)),
+        ("units needed", lambda total: f"{total.mean_units:.1f}"),
+        ("saved", lambda total: f"{total.saved_share:.0%}"),
+    )
+    shown = [column for column in columns if width >= 72 or column[0] not in ("at the knee", "units needed")]
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("whole model")
-    for heading in ("best", "knee", "at the knee", "units needed", "saved"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for index, (heading, _) in enumerate(shown):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     for total in totals:
-        knee = total.knee
-        table.add_row(
-            _rows(total.rows),
-            print_us(knee.best_us),
-            f"{knee.units}/{knee.best_units}",
-            print_us(knee.latency_us),
-            f"{total.mean_units:.1f}",
-            f"{total.saved_share:.0%}",
-        )
+        table.add_row(*(text(total) for _, text in shown))
     return table
+
+
+def _unsure(totals: Sequence[Total]) -> str:
+    """They are in the store all the same, so the same command would not measure them again."""
+    kernels = sum(len({layer.key for layer in total.layers}) for total in totals)
+    return (
+        f"{sum(total.num_unsure for total in totals)} of {kernels} kernels are known to no better than {UNSURE:.0%}: "
+        "the machine was busy, or --budget ended first\n  --refresh measures again, --budget 3 for longer"
+    )
 
 
 def _rows(count: int) -> str:

@@ -135,7 +135,9 @@ def _group_panel(group: list[Layer], total_us: float) -> Panel:
     first = group[0]
     share = len(group) * first.knee.best_us / total_us
     count = "" if len(group) == 1 else f"{_layers(len(group))}, "
-    return _panel(first.name, f"{shorten(first.op, 22)} · {count}{share:.0%} of the time", first.points, first.knee)
+    return _panel(
+        first.name, f"{shorten(print_op(first.op), 22)} · {count}{share:.0%} of the time", first.points, first.knee
+    )
 
 
 def _panel(name: str, detail: str, points: Sequence[Point], knee: Knee) -> Panel:
@@ -237,6 +239,18 @@ def print_count(count: float, unit: str = "") -> str:
         if count >= size * 0.9995:
             return f"{_three_digits(count / size)} {prefix}{unit}"
     return f"{count:.0f} {unit}".rstrip()
+
+
+_PLAIN = {"_native_batch_norm_legit_no_training": "batch_norm", "_to_copy": "to"}
+
+
+def print_op(op: str) -> str:
+    """As people write it; torch's graphs have names of their own for a few.
+
+    >>> print_op("_native_batch_norm_legit_no_training"), print_op("linear")
+    ('batch_norm', 'linear')
+    """
+    return _PLAIN.get(op, op)
 
 
 def shorten(name: str, most: int) -> str:

@@ -18,6 +18,7 @@ from spacetime.profiler.figures import (
     heading,
     panels,
     print_count,
+    print_op,
     print_us,
     timeline,
 )
@@ -34,6 +35,7 @@ class Column(Value):
     is_number: bool = True
 
 
+NUMBER = ' class="number"'
 COLUMNS = (
     Column("#", "position in the model"),
     Column("name", "the layer's name in the model", is_number=False),
@@ -110,7 +112,8 @@ def _panels(profile: Profiled) -> str:
 
 def _table(profile: Profiled) -> str:
     heads = "".join(
-        f'<th aria-sort="none" title="{escape(column.note)}"><button type="button">{column.title}</button></th>'
+        f'<th aria-sort="none"{NUMBER if column.is_number else ""} title="{escape(column.note)}">'
+        f'<button type="button">{column.title}</button></th>'
         for column in COLUMNS
     )
     rows = "\n".join(map(_row, profile.layers))
@@ -122,7 +125,7 @@ def _row(layer: Layer) -> str:
     cells = (  # what to sort by, what to show
         (layer.index, str(layer.index)),
         (layer.name, layer.name),
-        (layer.op, layer.op),
+        (layer.op, print_op(layer.op)),
         (layer.shape, layer.shape),
         (layer.flops, print_count(layer.flops)),
         (layer.bytes, print_count(layer.bytes, "B")),

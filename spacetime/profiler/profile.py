@@ -232,9 +232,12 @@ class Profile(Value):
     # -- files ----------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Whole or not at all."""
+        """Whole or not at all; what is no file of its own (a link, /dev/stdout) is written to, not replaced."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.write_text(self.to_json() + "\n", encoding="utf-8")
+            return
         half_written = path.with_name(f".{path.name}.{os.getpid()}")
         half_written.write_text(self.to_json() + "\n", encoding="utf-8")
         half_written.replace(path)
@@ -244,7 +247,9 @@ class Profile(Value):
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise OptionError(f"{path} cannot be read as a profile", str(error), "see Profile.save()") from error
+            facts = f"it is no JSON: {error}" if isinstance(error, ValueError) else error.strerror or str(error)
+            next_step = "name a .profile.json that `spacetime profile` or Profile.save() wrote"
+            raise OptionError(f"{path} cannot be read as a profile", facts, next_step) from error
         if not isinstance(data, dict) or data.get("version") != VERSION:
             found = data.get("version") if isinstance(data, dict) else type(data).__name__
             facts = f"its version is {found!r}, this one reads {VERSION}"

@@ -20,6 +20,7 @@ from spacetime.profiler.campaign import Campaign, Progress, Runnable
 from spacetime.profiler.environment import modelled_environment
 from spacetime.profiler.measure import Effort, Stopped
 from spacetime.profiler.modelled import NO_CACHE, ceilings_of, modelled, sizes_of
+from spacetime.profiler.onnx.memory import available_bytes
 from spacetime.profiler.profile import VERSION, Ceilings, Layer, Profile
 from spacetime.profiler.records import Environment, Measurement
 from spacetime.profiler.site import make_site
@@ -65,12 +66,15 @@ def profile_program(
     source = recall(program)
     site = make_site(device)
     runnable = source.on(site.torch_device)
-    if site.environment.kind != "cpu":
+    if site.environment.kind == "cpu":
+        _check_memory(program, max(rows))
+    else:
         runnable = runnable.without_code()
+    kept = Store(Path(store) if store is not None else default_store(), site.environment.device)
     campaign = Campaign(
         program=program,
         site=site,
-        store=Store(Path(store) if store is not None else default_store(), site.environment.device),
+        store=kept,
         rows=rows,
         sizes=_checked_sizes(device, units, site.sizes),
         exact=units is not None,
@@ -80,6 +84,7 @@ def profile_program(
         progress=lambda _: None,
         stopped=lambda: False,
     )
+    kept.check_writable()
     if not refresh:
         campaign.known |= campaign.store.read().of(site.environment)
     ceilings, found = conduct(campaign, runnable, progress or (lambda _: None))
@@ -166,6 +171,16 @@ def _check(program: Program, rows: Sequence[int], tolerance: float, cache: str) 
         raise OptionError(f"a tolerance of {tolerance}", "knees are within it of the best latency", "pass 0.05")
     if cache not in CACHES:
         raise OptionError(f"cache={cache!r} is no state of the caches", f"known: {', '.join(CACHES)}", "name one")
+
+
+def _check_memory(program: Program, rows: int) -> None:
+    """What one kernel reads and writes is in memory at one time; without it the system may end this process."""
+    largest = max(program.kernels, key=lambda kernel: kernel.bytes(rows))
+    available = available_bytes()
+    if largest.bytes(rows) > available:
+        facts = f"kernel {largest.name} alone has {largest.bytes(rows) / 2**30:.1f} GiB to read and write, "
+        facts += f"{available / 2**30:.1f} GiB are free"
+        raise OptionError(f"{rows} rows do not fit in memory", facts, "profile fewer rows")
 
 
 def _checked_sizes(device: str, units: Sequence[int] | None, sizes: Sequence[int]) -> tuple[int, ...]:

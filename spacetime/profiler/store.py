@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from spacetime.errors import OptionError
 from spacetime.profiler.records import SCHEMA, Environment, Key, Measurement
@@ -58,14 +58,27 @@ class Store:
         lines = [_line("measurement", {"environment": environment.id, **encode(each)}) for each in measurements]
         if not lines:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
+        with self._opened() as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if environment.id not in _environment_ids(file):
                 lines.insert(0, _line("environment", {"id": environment.id, **encode(environment)}))
             torn = b"" if _ends_with_newline(file) else b"\n"
             os.write(file.fileno(), torn + "".join(lines).encode())
             os.fsync(file.fileno())
+
+    def check_writable(self) -> None:
+        """Before anything is measured that could not be kept."""
+        self._opened().close()
+
+    def _opened(self) -> BinaryIO:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return self.path.open("a+b")
+        except OSError as error:
+            facts = f"{error.filename}: {error.strerror}"
+            raise OptionError(
+                f"measurements cannot be kept in {self.path}", facts, "name another store: --store FOLDER, or store="
+            ) from error
 
     def read(self) -> Contents:
         """Everything, the latest of every key. A line that is not ours is an error that names it."""

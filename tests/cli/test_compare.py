@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from spacetime.cli.compare import MOST_SHOWN
-from spacetime.profiler.compare import Comparison
+from spacetime.cli.compare import MOST_SHOWN, comparison_table
+from spacetime.profiler.compare import Comparison, compared
 from tests.cli.commands import run
 from tests.profiler.pairs import modelled, slower
 
@@ -35,6 +37,17 @@ def test_the_table_shows_the_model_and_what_changed_most(capsys: pytest.CaptureF
     assert f"the {MOST_SHOWN} that changed most are shown" in ended.out
     rows = [line for line in ended.out.splitlines() if line.rstrip().endswith("/132")]
     assert len(rows) == 1 + MOST_SHOWN
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 130, 160])
+def test_the_comparison_fits_the_terminal(width: int) -> None:
+    profile = modelled("mobilenet_v2")
+    changes = compared(profile, slower(profile, 2.0), force=False).kernels
+    console = Console(width=width, markup=False, record=True, file=io.StringIO())
+    console.print(comparison_table(changes, width))
+    lines = console.export_text().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert sum(" x " in line for line in lines) == len(changes) > 20, "nothing is cut"
 
 
 @pytest.mark.parametrize("arguments", [("a.json",), ("a.json", "b.json", "--nonesuch"), ("nonesuch.json", "b.json")])

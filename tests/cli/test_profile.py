@@ -6,6 +6,8 @@ import csv
 import doctest
 import io
 import json
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import nn
 
 import spacetime as st
 from spacetime import zoo
+from spacetime.cli import models
 from spacetime.cli import profile as verb
 from spacetime.cli.models import load_model
 from spacetime.cli.profile import ProfileReport
@@ -44,6 +47,7 @@ def profiled(capsys: pytest.CaptureFixture[str], *arguments: object) -> ProfileR
 
 def test_the_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(verb).failed == 0
+    assert doctest.testmod(models).failed == 0
 
 
 # -- what it prints and writes ---------------------------------------------------------------------------------------
@@ -77,15 +81,36 @@ def test_a_gpu_without_partitions_is_said_to_have_none(
 
 def test_the_table_of_layers_fits_the_terminal() -> None:
     profile = st.profile(architectures.program("mobilenet_v2"), "model:h200")
-    for width in (80, 100, 120, 160):
+    for width in (50, 60, 72, 80, 100, 120, 160):
         console = Console(width=width, markup=False, record=True, file=io.StringIO())
-        console.print(verb._layer_table(verb._total(profile), width))
+        total = verb._total(profile)
+        console.print(verb._total_table([total], width))
+        assert "…" not in console.export_text(clear=False)
+        console.print(verb._layer_table(total, width))
         lines = console.export_text().splitlines()
         assert max(len(line.rstrip()) for line in lines) <= width
-        assert sum("conv2d" in line for line in lines) > 5
-        assert sum("132" in line for line in lines) == len({layer.key for layer in profile.layers}), "nothing is cut"
-        assert ("in a wider terminal" in lines[-1]) == (width < 145)
+        assert sum("conv2d" in line for line in lines) > 5 or width < 60
+        assert sum("132" in line for line in lines) == 1 + len({layer.key for layer in profile.layers}), (
+            "nothing is cut"
+        )
+        assert ("in a wider" in " ".join(lines[-3:])) == (width < 145)
+        assert "_native_batch" not in "".join(lines)
         assert any("float32[rows" in line for line in lines) == (width >= 145)
+
+
+def test_kernels_that_are_not_known_well_are_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def restless(values: object) -> float:
+        return 0.2
+
+    ended = run(capsys, "profile", "zoo:mlp", *MODELLED)
+    assert "no better than" not in ended.out, "a model is sure of itself"
+    monkeypatch.setattr(verb, "half_width", restless)
+    ended = run(capsys, "profile", "zoo:mlp", *MODELLED)
+    assert "3 of 3 kernels are known to no better than 10%" in ended.out
+    assert "--refresh measures again" in ended.out
+    assert profiled(capsys, "zoo:mlp", *MODELLED).totals[0].num_unsure == 3
 
 
 def test_json_has_every_layer_at_every_number_of_rows(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,6 +161,9 @@ def test_the_script_is_the_verb_by_itself(capsys: pytest.CaptureFixture[str]) ->
     ended = run(capsys, "zoo:mlp", *MODELLED, entry=verb.main)
     assert ended.code == 0 and "whole model" in ended.out
     assert run(capsys, "--nonesuch", entry=verb.main).code == 2
+    assert run(capsys, "profile", "zoo:mlp", entry=verb.main).code == 2, "there are no verbs"
+    assert "profile [OPTIONS]" not in run(capsys, "--help", entry=verb.main).out
+    refused(run(capsys, "zoo:nonesuch", entry=verb.main), "the zoo has no model 'nonesuch'")
 
 
 def test_two_profiles_are_compared_on_the_way(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -189,13 +217,14 @@ def test_ctrl_c_keeps_what_was_measured_and_the_same_command_resumes(
     assert heard[-1].num_known >= 2  # the third may have become sure before the interruption was looked at
 
 
+@pytest.mark.parametrize("stage", ["load_model", "capture", "profile_program"])
 def test_ctrl_c_before_anything_was_measured_says_so(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verb, "profile_program", interrupted)
+    monkeypatch.setattr(verb, stage, interrupted)
     ended = run(capsys, "profile", "zoo:mlp")
     assert (ended.code, ended.err) == (130, "interrupted before any kernel was measured\n")
 
@@ -214,6 +243,11 @@ def test_ctrl_c_before_anything_was_measured_says_so(
         (("--cache", "tepid"), "no state of the caches"),
         (("--picture", "profile.bmp"), "PNG or SVG"),
         (("--picture", "/nonesuch/profile.png"), "/nonesuch is not a directory"),
+        (("--output", "/tmp"), "it is a directory"),
+        (("--html", "/tmp"), "it is a directory"),
+        (("--store", "/dev/null/store"), "Not a directory"),
+        (("--device", "cpu", "--store", "/dev/null/store"), "measurements cannot be kept in /dev/null/store"),
+        (("--device", "cpu", "--rows", "999999999999"), "999999999999 rows do not fit in memory"),
         (("--part", "nonesuch", "--picture", "profile.png"), "known: all, latency, timeline"),
         (("--csv", "/nonesuch/profile.csv"), "/nonesuch is not a directory"),
         (("--compare", "/nonesuch/profile.json"), "cannot be read as a profile"),
@@ -267,6 +301,22 @@ def text_example():
     return nn.Linear(4, 3), ("text",)
 class Holder:
     inner = staticmethod(pair)
+def broken():
+    raise KeyError("weights")
+def leaving():
+    raise SystemExit(3)
+def needing(size, *, depth, width=3):
+    return None
+class Sized(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+class Fickle(nn.Module):
+    def forward(self, x):
+        return x + 1 if x.sum() > 0 else x
+def fickle():
+    return Fickle(), (torch.zeros(2, 4),)
+def misfit():
+    return nn.Linear(4, 3), (torch.zeros(2, 5),)
 """
 
 
@@ -295,6 +345,12 @@ def test_a_factory_gives_a_model(factories: str, attribute: str) -> None:
         ("nothing", "gives a NoneType"),
         ("lone", "its example is missing"),
         ("text_example", "its example is a tuple"),
+        ("broken", "KeyError: 'weights' (factories_"),
+        ("leaving", "SystemExit: 3"),
+        ("needing", "cannot be called without size, depth"),
+        ("Sized", "cannot be called without size"),
+        ("fickle", "Fickle cannot be captured"),
+        ("misfit", "Linear cannot be captured"),
     ],
 )
 def test_a_factory_that_gives_none_is_refused(
@@ -306,7 +362,11 @@ def test_a_factory_that_gives_none_is_refused(
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("resnet18", "names no model"),
+        ("resnet18", "zoo:resnet18, if you mean that one"),
+        ("nonesuch", "names no model"),
+        ("./models/mine.py:pair", "models.mine:pair, in the folder that it starts from"),
+        ("mine.py:pair", "mine:pair, in the folder that it starts from"),
+        ("nonesuch.ONNX", "is not there"),
         (":pair", "names no model"),
         ("nonesuch_module:pair", "cannot be imported"),
         ("zoo:nonesuch", "the zoo has no model 'nonesuch'"),
@@ -359,3 +419,44 @@ def test_an_onnx_file_is_profiled(capsys: pytest.CaptureFixture[str], tmp_path: 
     report = profiled(capsys, tmp_path / "product.onnx", *MODELLED)
     assert report.model == "product"
     assert sum(layer.flops for layer in report.totals[0].layers) == 2 * 4 * 3
+
+
+def test_sizes_fix_the_dynamic_dimensions_of_an_onnx_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As exports of language models have them."""
+    onnx = pytest.importorskip("onnx")
+    helper, path = onnx.helper, tmp_path / "tokens.onnx"
+    x = helper.make_tensor_value_info("x", 1, ["rows", "tokens", 4])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [onnx.ValueInfoProto(name="y")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    refused(run(capsys, "profile", path, *MODELLED), "--size tokens=128")
+    report = profiled(capsys, path, *MODELLED, "--size", "tokens=7")
+    assert report.totals[0].layers[0].shape == "float32[rows, 7, 4]"
+    refused(run(capsys, "profile", path, *MODELLED, "--size", "words=7"), "has no dynamic dimension 'words'")
+    refused(run(capsys, "profile", path, *MODELLED, "--size", "tokens"), "--size tokens is no size")
+    refused(run(capsys, "profile", "zoo:mlp", *MODELLED, "--size", "tokens=7"), "--size is for ONNX files")
+
+
+def test_a_file_of_weights_is_no_exported_program(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "weights.pt2")
+    refused(run(capsys, "profile", tmp_path / "weights.pt2", *MODELLED), "torch finds no program in it")
+
+
+@pytest.mark.parametrize("lines", ["def pair(:\n", "raise KeyError('weights')\n", "raise SystemExit(2)\n"])
+def test_a_module_that_cannot_be_imported_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str
+) -> None:
+    name = f"broken_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(lines, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    refused(run(capsys, "profile", f"{name}:pair", *MODELLED), f"{name} cannot be imported")
+
+
+def test_torchs_noise_is_kept_back_only_where_it_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    with models.quiet_torch():
+        print("a warning", file=sys.stderr)
+    assert capsys.readouterr().err == "a warning\n"
+    with pytest.raises(ValueError, match="refused"), models.quiet_torch():
+        print("a graph of a thousand lines", file=sys.stderr)
+        raise ValueError("refused")
+    assert capsys.readouterr().err == ""
+    assert logging.root.manager.disable == logging.NOTSET

@@ -6,6 +6,7 @@ import csv
 import doctest
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,22 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, text: str, problem: str) 
     with pytest.raises(OptionError) as caught:
         Profile.load(path)
     assert problem in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_link_and_a_pipe_are_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """As root, a file in the place of /dev/stdout would be the end of it."""
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    profile().save(link)
+    assert link.is_symlink() and Profile.load(target) == profile()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        profile().save(pipe)
+        assert pipe.is_fifo() and os.read(reader, 1) == b"{"
+    finally:
+        os.close(reader)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def onnx_package() -> Any:
     """The onnx package, which is an extra."""
     try:
         import onnx
+        import onnx.checker
         import onnx.inliner
     except ImportError as error:
         raise OptionError(
@@ -49,7 +50,11 @@ def read_proto(path: Path) -> Any:
         raise _not_onnx(path, f"protobuf: {str(error).strip() or type(error).__name__}") from error
     if not proto.ir_version or not proto.HasField("graph") or not proto.opset_import:
         raise _not_onnx(path, "it has no IR version, no graph, or no opset")
-    return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+    try:
+        return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+    except Exception as error:  # the inliner has errors of its own: for functions that call themselves, for one
+        facts = f"onnx: {str(error).strip() or type(error).__name__}"
+        raise CaptureError(f"{path}: its local functions cannot be inlined", facts, "export it again") from error
 
 
 def _check_file(path: Path) -> None:
@@ -90,17 +95,21 @@ def read_graph(path: Path, proto: Any, sizes: Mapping[str, int]) -> Graph:
     opset = _opset(path, proto)
     graph = proto.graph
     nodes = [_node(node, opset, path, index) for index, node in enumerate(graph.node)]
+    nodes = _without_unread(nodes, {output.name for output in graph.output})
     needed = _needed(nodes, {output.name for output in graph.output})
     _check_supported(path, [node for node in nodes if id(node) in needed], graph)
-    tensors = _tensors(graph)
+    _check_nodes(path, proto, [written for node, written in zip(nodes, graph.node, strict=True) if id(node) in needed])
+    read = {output.name for output in graph.output}.union(*(node.inputs for node in nodes if id(node) in needed))
+    tensors = [(name, tensor) for name, tensor in _tensors(graph) if name in read]
     check_memory(path, check_locations(path, [tensor for _, tensor in tensors]))
     constants: dict[str, Value] = {name: _constant(path, name, tensor) for name, tensor in tensors}
     constants |= {node.outputs[0]: _plain_constant(node) for node in nodes if _is_plain_constant(node)}
     nodes = [_with_values(path, node) for node in nodes if node.op != "Constant" and id(node) in needed]
-    inputs, fixed_rows = _inputs(path, graph, sizes, set(constants))
-    read = Graph(inputs, tuple(output.name for output in graph.output), tuple(nodes), constants, fixed_rows)
-    _check_defined(path, read)
-    return read
+    initialised = {tensor.name for tensor in graph.initializer}
+    inputs, fixed_rows = _inputs(path, graph, sizes, initialised)
+    found = Graph(inputs, tuple(output.name for output in graph.output), tuple(nodes), constants, fixed_rows)
+    _check_defined(path, found)
+    return found
 
 
 def _opset(path: Path, proto: Any) -> int:
@@ -156,6 +165,15 @@ def _attribute(proto: Any) -> Any:
     return value
 
 
+def _without_unread(nodes: list[Node], wanted: set[str]) -> list[Node]:
+    """Further outputs that nobody reads (masks, indices, deviations) are left out: many are not implemented."""
+    read = wanted | {name for node in nodes for name in node.inputs}
+    return [
+        replace(node, outputs=(*node.outputs[:1], *(name if name in read else "" for name in node.outputs[1:])))
+        for node in nodes
+    ]
+
+
 def _needed(nodes: list[Node], wanted: set[str]) -> set[int]:
     """The nodes that an output depends on, by identity."""
     found: set[int] = set()
@@ -178,6 +196,23 @@ def _check_supported(path: Path, nodes: list[Node], graph: Any) -> None:
             f"{len(problems)} not supported: {'; '.join(problems)}",
             "export it without them, or give the PyTorch module instead of the file",
         )
+
+
+def _check_nodes(path: Path, proto: Any, nodes: Iterable[Any]) -> None:
+    """Numbers of inputs, names and types of attributes: what is wrong there would be overlooked, or fail obscurely."""
+    checker = onnx_package().checker
+    context = checker.C.CheckerContext()
+    context.ir_version = proto.ir_version
+    context.opset_imports = {entry.domain: entry.version for entry in proto.opset_import}
+    for index, node in enumerate(nodes):
+        if node.op_type == "Constant":  # checking copies, and these may be the weights
+            continue
+        try:
+            checker.check_node(node, context)
+        except checker.ValidationError as error:
+            facts = str(error).strip().splitlines()[0]
+            what = f"{path}: {node.op_type} {node.name or f'number {index}'!r} is not what ONNX defines"
+            raise CaptureError(what, facts, "export it again") from error
 
 
 def _is_constant_known(node: Node) -> bool:
@@ -279,7 +314,7 @@ def _check_static(path: Path, shapes: Mapping[str, tuple[int | str, ...]]) -> No
         raise CaptureError(
             f"{path} has dynamic dimensions beside the rows",
             f"input {name!r} has the shape {list(shapes[name])}; dynamic: {', '.join(dynamic)}",
-            f"give them sizes: sizes={{{key!r}: 128}}; only the first dimension may stay dynamic",
+            f"give them sizes: --size {key}=128, or sizes={{{key!r}: 128}}; only the first dimension may stay dynamic",
         )
 
 

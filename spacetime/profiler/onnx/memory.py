@@ -1,4 +1,4 @@
-"""How much memory a process may still take. Used by profiler/onnx/ only."""
+"""How much memory a process may still take. Used by profiler/onnx/ and profiler/run.py."""
 
 from __future__ import annotations
 

@@ -100,7 +100,8 @@ def _signature(names: Iterable[str]) -> inspect.Signature:
     parameters: dict[str, inspect.Parameter] = {}
     for name in names:
         plain = re.sub(r"\W", "_", name)
-        plain = f"input_{plain}" if not plain.isidentifier() or keyword.iskeyword(plain) else plain
+        is_taken = not plain.isidentifier() or keyword.iskeyword(plain) or plain == "self"
+        plain = f"input_{plain}" if is_taken else plain
         while plain in parameters:
             plain += "_"
         parameters[plain] = inspect.Parameter(plain, kind)

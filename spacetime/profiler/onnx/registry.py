@@ -18,7 +18,7 @@ INTERNAL = "spacetime"  # the domain of what rewrites put in: operations of torc
 
 _OPERATORS: dict[tuple[str, str], Operator] = {}
 _ON_NUMBERS: dict[str, Run] = {}
-_FAMILIES = "elementwise reduction shapes indexing linear convolution pooling norms recurrent numbers".split()
+_FAMILIES = "elementwise reduction shapes indexing linear convolution resize pooling norms recurrent numbers".split()
 
 
 def op(

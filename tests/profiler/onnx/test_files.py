@@ -122,6 +122,27 @@ def test_what_no_output_needs_may_be_unsupported(path: Path) -> None:
     load_onnx(path)
 
 
+def test_constants_that_no_node_needs_are_not_read(path: Path) -> None:
+    """Nor taken for inputs, where the file lists them there as well."""
+    proto = good()
+    proto.graph.initializer.append(helper.make_tensor("names", onnx.TensorProto.STRING, [1], [b"cat"]))
+    proto.graph.input.append(helper.make_tensor_value_info("names", onnx.TensorProto.STRING, [1]))
+    path.write_bytes(proto.SerializeToString())
+    assert load_onnx(path).input_names == ("x",)
+
+
+def test_an_input_may_have_any_name(path: Path) -> None:
+    import spacetime
+
+    for name in ("self", "lambda", "0", "a.b", "für/x:0", "///"):
+        proto = good()
+        proto.graph.node[0].input[0] = proto.graph.input[0].name = name
+        path.write_bytes(proto.SerializeToString())
+        model = load_onnx(path)
+        assert model.input_names == (name,)
+        assert spacetime.capture(model.module, model.example(2)).kernels
+
+
 def test_local_functions_are_inlined(path: Path) -> None:
     body = [node("Relu", ["a"], ["r"]), node("Add", ["r", "a"], ["b"])]
     function = helper.make_function("local", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
@@ -181,6 +202,27 @@ def wrong_weight(proto: onnx.ModelProto) -> None:
     proto.graph.initializer[0].dims[:] = [300, 4]
 
 
+def too_many_inputs(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].input.append("x")
+
+
+def unknown_attribute(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].attribute.append(helper.make_attribute("axes", [1]))
+
+
+def attribute_of_another_type(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].CopyFrom(node("Softmax", ["x"], ["y"], axis="one", name="soft"))
+
+
+def calls_itself(proto: onnx.ModelProto) -> None:
+    body = [node("Again", ["a"], ["b"], domain="local")]
+    proto.functions.append(
+        helper.make_function("local", "Again", ["a"], ["b"], body, [helper.make_opsetid("local", 1)])
+    )
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    proto.graph.node[0].CopyFrom(node("Again", ["x"], ["y"], domain="local"))
+
+
 def eight_bit_floats(proto: onnx.ModelProto) -> None:
     proto.graph.initializer[0].data_type = onnx.TensorProto.FLOAT8E4M3FN
 
@@ -200,6 +242,10 @@ def eight_bit_floats(proto: onnx.ModelProto) -> None:
         (wrong_size, "the constant 'w' cannot be read"),
         (wrong_weight, "cannot be run"),
         (eight_bit_floats, "cannot be read"),
+        (too_many_inputs, "MatMul 'number 0' is not what ONNX defines"),
+        (unknown_attribute, "axes"),
+        (attribute_of_another_type, "Softmax 'soft' is not what ONNX defines"),
+        (calls_itself, "its local functions cannot be inlined"),
     ],
 )
 def test_damaged_graphs(path: Path, damage: Callable[[Any], None], part: str) -> None:

@@ -380,3 +380,31 @@ def test_a_constant_that_grows_beyond_measure_is_not_computed() -> None:
     content = graph_bytes(nodes, {"x": X}, {"c": floats(1), "huge": int64(2**38)}, ["y"])
     model = load_bytes(content)
     assert "Expand" in ops(model)
+
+
+def test_outputs_that_nobody_reads_are_not_computed() -> None:
+    """Their masks, indices and deviations are not implemented, and would be kernels of their own."""
+    nodes = [
+        node("LayerNormalization", ["x", "scale"], ["normed", "mean", "deviation"], axis=-1),
+        node("Dropout", ["normed"], ["kept", "mask"]),
+        node("MaxPool", ["kept"], ["y", "indices"], kernel_shape=[2]),
+    ]
+    model = check(nodes, {"x": X}, {"scale": floats(6)})
+    program = spacetime.capture(model.module, model.example(2))
+    assert [kernel.op for kernel in program.kernels] == ["layer_norm", "max_pool1d"]
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("Resize", {"mode": "nearest", "coordinate_transformation_mode": "align_corners"}),
+        ("Resize", {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}),
+        ("AveragePool", {"kernel_shape": [2, 2], "pads": [1, 0, 0, 1]}),
+        ("AveragePool", {"kernel_shape": [2, 2], "dilations": [2, 2]}),
+    ],
+)
+def test_what_torch_does_not_have_can_be_captured(op: str, attributes: dict[str, Any]) -> None:
+    scales = np.array([1, 1, 2, 3], dtype=np.float32)
+    inputs = ["x", "", "scales"] if op == "Resize" else ["x"]
+    model = check([node(op, inputs, ["y"], **attributes)], {"x": floats(3, 2, 5, 4)}, {"scales": scales}, opset=19)
+    assert spacetime.capture(model.module, model.example(2)).kernels

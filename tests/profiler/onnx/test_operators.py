@@ -55,6 +55,7 @@ ELEMENTWISE = [
     case("HardSigmoid", X),
     case("HardSigmoid", X, alpha=1 / 6, beta=0.5),
     case("ThresholdedRelu", X, alpha=0.4),
+    case("Shrink", X, lambd=0.3, bias=0.1),
     case("IsInf", np.array([[1, np.inf, -np.inf]] * 2, dtype=np.float32)),
     case("IsInf", np.array([[1, np.inf, -np.inf]] * 2, dtype=np.float32), detect_negative=0),
     case("Not", BOOLEANS),
@@ -76,6 +77,11 @@ ELEMENTWISE = [
     case("Pow", WHOLE, Const(np.array(2.0, dtype=np.float32))),
     case("Where", BOOLEANS, X, scalar(-1.0)),
     case("Where", BOOLEANS, scalar(1.0), scalar(-1.0)),
+    *(
+        case("Where", BOOLEANS, Const(np.array(1, dtype=dtype)), Const(np.array(0, dtype=dtype)))
+        for dtype in (np.float16, np.float64, np.int32)
+    ),
+    case("Where", BOOLEANS, X.astype(np.float16), Const(np.array(2, dtype=np.float16))),
     case("Where", BOOLEANS, Const(floats(6)), X),
     case("Clip", X),
     case("Clip", X, scalar(0.0), scalar(6.0)),
@@ -98,6 +104,7 @@ ELEMENTWISE = [
 ]
 
 REDUCTIONS = "ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSumExp".split()
+INTEGER_REDUCTIONS = "ReduceSum ReduceMean ReduceMax ReduceProd ReduceL1 ReduceL2 ReduceSumSquare".split()
 SHAPES = [
     *(case(op, X, axes=[-1, 1], keepdims=keep) for op in REDUCTIONS for keep in (0, 1)),
     *(case(op, X, ints(2), opset=18) for op in REDUCTIONS),
@@ -111,6 +118,8 @@ SHAPES = [
     case("ArgMin", np.round(X), axis=1),
     case("CumSum", X, Const(np.array(1))),
     case("CumSum", X, Const(np.array(-1)), exclusive=1, reverse=1),
+    case("CumProd", X, Const(np.array(1)), exclusive=1, reverse=1, opset=26),
+    *(case(op, WHOLE[:, :, :1].astype(np.int32), ints(1), opset=18) for op in INTEGER_REDUCTIONS),
     case("TopK", X, ints(2), outputs=2, axis=1),
     case("TopK", X, ints(3), outputs=2, largest=0),
     case("Reshape", X, ints(0, -1)),
@@ -149,6 +158,9 @@ SHAPES = [
     case("Pad", IMAGE, ints(0, 0, 1, 2, 0, 0, 2, 1), mode="edge"),
     case("Pad", IMAGE, ints(0, 0, 0, 2, 0, 0, 0, 1), mode="reflect"),
     case("Pad", IMAGE, ints(0, 0, 1, 2, 0, 0, 2, 1), mode="wrap", opset=19),
+    *(case("Pad", X, ints(0, 2, 3, 0, 1, 0), mode=mode, opset=19) for mode in ("reflect", "edge", "wrap")),
+    *(case("Pad", X, ints(0, -1, 2, 0, 2, -1), mode=mode, opset=19) for mode in ("reflect", "edge", "wrap")),
+    case("Pad", X[:, 0], ints(0, 2, 0, 1), mode="edge", opset=19),
     *(case("DepthToSpace", IMAGE[:, :, :4, :5], blocksize=2, mode=mode) for mode in ("DCR", "CRD")),
     case("SpaceToDepth", IMAGE[:, :, :4, :6], blocksize=2),
 ]
@@ -168,6 +180,11 @@ INDEXING = [
     case("GatherElements", X, Const(np.zeros((1, 4, 2), dtype=np.int64)), axis=2),
     case("GatherND", Const(floats(3, 5, 2)), np.array([[[0, 1], [2, -1]], [[1, 1], [0, 0]]])),
     case("GatherND", X, np.array([[[0], [3]], [[1], [-1]], [[2], [2]]]), batch_dims=1),
+    case("GatherND", X, np.array([[[0, 1], [3, -1]], [[1, 0], [-1, 2]], [[2, 2], [0, 0]]]), batch_dims=1),
+    *(
+        case("ScatterND", TABLE, np.array([[[1], [3]], [[0], [-1]]]), floats(2, 2, 5), reduction=reduction, opset=18)
+        for reduction in ("mul", "max", "min")
+    ),
     case("ScatterElements", X, INDICES, floats(3, 2, 6), axis=1),
     case("ScatterElements", X, np.zeros((3, 1, 6), dtype=np.int64), floats(3, 1, 6), axis=1, reduction="add", opset=16),
     case("ScatterElements", X, np.zeros((3, 1, 6), dtype=np.int64), floats(3, 1, 6), axis=1, reduction="max", opset=18),
@@ -213,6 +230,37 @@ CONVOLUTIONS = [
         )
     ),
     case("Resize", IMAGE, None, Const(np.array([1, 1, 0.5, 2], dtype=np.float32)), mode="linear"),
+    *(
+        case("Resize", IMAGE, None, Const(np.array([1, 1, *factors], dtype=np.float32)), opset=19, **modes)
+        for factors in ((2, 3), (0.5, 0.75), (1.3, 0.6))
+        for modes in (
+            {"mode": "nearest"},  # half_pixel, round_prefer_floor
+            {"mode": "nearest", "coordinate_transformation_mode": "align_corners", "nearest_mode": "ceil"},
+            {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "round_prefer_ceil"},
+            {"mode": "linear", "coordinate_transformation_mode": "asymmetric"},
+            {"mode": "linear", "coordinate_transformation_mode": "half_pixel_symmetric"},
+            {"mode": "cubic", "coordinate_transformation_mode": "asymmetric"},
+            {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1},
+        )
+    ),
+    case("Resize", IMAGE, None, None, ints(4, 3), opset=18, axes=[2, 3], mode="linear", antialias=1, exclude_outside=1),
+    case("Resize", X, None, Const(np.array([1, 2, 2], dtype=np.float32)), mode="linear"),
+    case("Resize", (9 * IMAGE).astype(np.int32), None, Const(np.array([1, 1, 2, 2], dtype=np.float32))),
+    case("AveragePool", IMAGE, kernel_shape=[2, 2], dilations=[2, 2], opset=19, pads=[1, 1, 0, 1]),
+    case(
+        "AveragePool",
+        IMAGE,
+        kernel_shape=[3, 2],
+        dilations=[2, 1],
+        strides=[2, 2],
+        pads=[1, 1, 1, 1],
+        count_include_pad=1,
+        ceil_mode=1,
+        opset=19,
+    ),
+    case("GridSample", IMAGE, 0.6 * floats(3, 4, 5, 2), opset=20, mode="cubic", padding_mode="reflection"),
+    case("GridSample", IMAGE, 0.6 * floats(3, 4, 5, 2), opset=16, mode="bilinear", align_corners=1),
+    case("Col2Im", floats(3, 8, 9), ints(4, 4), ints(2, 2), opset=18, strides=[2, 2], pads=[1, 1, 1, 1]),
 ]
 
 NORMS = [
@@ -225,8 +273,12 @@ NORMS = [
     case("RMSNormalization", X, Const(floats(6)), opset=23),
     case("LpNormalization", X, axis=1, p=2),
     case("LpNormalization", X, p=1),
+    case("MeanVarianceNormalization", IMAGE, axes=[2, 3]),
 ]
 
+HEADS = [floats(2, 4, 4, 6, seed=seed) for seed in range(3)]
+ANGLES = [Const(floats(10, 3, seed=seed)) for seed in range(2)]
+PLACES = np.array([[0, 1, 2, 3], [4, 5, 6, 9]])
 PRODUCTS = [
     case("MatMul", X, Const(floats(6, 5))),
     case("MatMul", X, Const(floats(6))),
@@ -247,6 +299,14 @@ PRODUCTS = [
     case("Attention", *(floats(2, 4, 6, seed=seed) for seed in range(3)), opset=23, q_num_heads=2, kv_num_heads=2),
     case("Attention", floats(2, 4, 4, 5), floats(2, 2, 4, 5), floats(2, 2, 4, 5), opset=23, scale=0.3),
     case("Attention", *(floats(2, 3, 4, 5, seed=seed) for seed in range(3)), Const(floats(4, 4)), opset=23),
+    case("Attention", *HEADS, None, *HEADS[1:], opset=23, outputs=3, is_causal=1),
+    case("Attention", HEADS[0], HEADS[1][:, :2], HEADS[2][:, :2], opset=23, softcap=1.0, is_causal=1),
+    *(
+        case("Attention", *HEADS, Const(floats(4, 4)), opset=24, outputs=4, qk_matmul_output_mode=mode, softcap=2.0)
+        for mode in range(4)
+    ),
+    *(case("RotaryEmbedding", HEADS[0], *ANGLES, PLACES, opset=23, interleaved=interleaved) for interleaved in (0, 1)),
+    case("RotaryEmbedding", floats(2, 4, 32), *ANGLES, PLACES, opset=23, num_heads=4, rotary_embedding_dim=6),
 ]
 
 ALL = [*ELEMENTWISE, *SHAPES, *INDEXING, *CONVOLUTIONS, *NORMS, *PRODUCTS]
@@ -357,7 +417,18 @@ def test_any_broadcast_is_onnxruntimes(data: st.DataObject) -> None:
 
 REFUSED = [
     case("MaxPool", IMAGE, outputs=2, kernel_shape=[2, 2]),
-    case("Resize", IMAGE, None, Const(np.array([1, 1, 2, 2], dtype=np.float32)), mode="nearest", nearest_mode="ceil"),
+    case("MaxPool", IMAGE, kernel_shape=[2, 2], storage_order=1, outputs=2),
+    case(
+        "Resize",
+        IMAGE,
+        None,
+        Const(np.array([1, 1, 2, 2], dtype=np.float32)),
+        mode="linear",
+        exclude_outside=1,
+        coordinate_transformation_mode="tf_crop_and_resize",
+    ),
+    case("Resize", IMAGE, None, Const(np.array([2, 1, 1, 1], dtype=np.float32))),
+    case("Pad", X, ints(1, 0, 0, 0, 0, 0), mode="edge"),
     case("Reshape", X, X[:, 0, 0].astype(np.int64)),
     case("Squeeze", X, ints(1)),
     case("LRN", IMAGE, size=4),
@@ -375,6 +446,20 @@ def test_what_is_not_implemented_is_refused_with_the_name_of_the_node(case: Case
 
 def test_every_operation_is_tested() -> None:
     tested = {op for op, _, _ in ALL} | {"LSTM", "GRU", "RNN"}
-    elsewhere = {"Range", "ConstantOfShape", "ScatterND"}  # in test_graphs.py: they need a graph around them
+    elsewhere = {"Range", "ConstantOfShape"}  # in test_graphs.py: they need a graph around them
     newer = {"Swish"}  # onnxruntime does not have it yet
     assert known_operations().keys() - tested == elsewhere | newer
+
+
+def test_every_version_of_a_known_operation_is_known() -> None:
+    """Up to opset 28: what onnx defines later is refused until somebody has read it."""
+    from onnx import defs
+
+    known = known_operations()
+    versions = {
+        (name, defs.get_schema(name, opset).since_version)
+        for name in known
+        for opset in range(13, min(defs.onnx_opset_version(), 28) + 1)
+        if defs.has(name, opset)
+    }
+    assert {(name, version) for name, version in versions if version not in known[name]} == set()

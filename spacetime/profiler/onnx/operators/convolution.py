@@ -1,9 +1,8 @@
-"""Convolutions, transposed ones, resizing. Used by profiler/onnx/ only."""
+"""Convolutions, transposed ones. Used by profiler/onnx/ only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,50 +94,13 @@ def _cut(
     return before, after
 
 
-@op("Resize", 13, 18, 19, plain=(1, 2, 3))
-def _resize(
-    node: Node, x: Tensor, region: Any = None, scales: Numbers | None = None, sizes: Numbers | None = None
-) -> Tensor:
-    """The modes that functional.interpolate has: what both exporters write for it."""
-    node.refuse_all_but(antialias=0, exclude_outside=0, keep_aspect_ratio_policy="stretch")
-    axes = [axis % x.ndim for axis in node.attribute("axes") or range(x.ndim)]
-    given = {axis: value for axis, value in zip(axes, _resize_amounts(scales, sizes), strict=True)}
-    if any(given.get(dim, 1 if _has(scales) else x.shape[dim]) not in (1, x.shape[dim]) for dim in (0, 1)):
-        raise Unsupported("resizes rows or channels")
-    spatial = range(2, x.ndim)
-    mode, corners = _interpolation(node, len(spatial))
-    if _has(scales):
-        factors = [float(given.get(dim, 1.0)) for dim in spatial]
-        return functional.interpolate(x, scale_factor=factors, mode=mode, align_corners=corners)
-    targets = [given.get(dim, x.shape[dim]) for dim in spatial]
-    return functional.interpolate(x, size=targets, mode=mode, align_corners=corners)
-
-
-def _has(numbers: Numbers | None) -> bool:
-    return numbers is not None and len(numbers.values) > 0
-
-
-def _resize_amounts(scales: Numbers | None, sizes: Numbers | None) -> tuple[Any, ...]:
-    amounts = scales if _has(scales) else sizes
-    if amounts is None or not amounts.values:
-        raise Unsupported("neither scales nor sizes are given")
-    return amounts.values
-
-
-def _interpolation(node: Node, count: int) -> tuple[str, bool | None]:
-    mode = node.attribute("mode", "nearest")
-    place = node.attribute("coordinate_transformation_mode", "half_pixel")
-    rounding = node.attribute("nearest_mode", "round_prefer_floor")
-    if mode == "nearest":
-        if place == "asymmetric" and rounding == "floor":
-            return "nearest", None
-        if place == "half_pixel" and rounding == "round_prefer_floor":
-            return "nearest-exact", None
-        raise Unsupported(f"nearest with {place} and {rounding} is not implemented")
-    if place not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        raise Unsupported(f"{mode} with {place} is not implemented")
-    if mode == "cubic":
-        if count != 2 or abs(node.attribute("cubic_coeff_a", -0.75) + 0.75) > 1e-6:
-            raise Unsupported("cubic is implemented for images and a coefficient of -0.75 only")
-        return "bicubic", place == "align_corners"
-    return ("linear", "bilinear", "trilinear")[count - 1], place == "align_corners"
+@op("Col2Im", 18, plain=(1, 2))
+def _col2im(node: Node, x: Tensor, image: Numbers, block: Numbers) -> Tensor:
+    """Windows that overlap, added up: what a convolution takes apart."""
+    count = len(image.values)
+    pads = list(node.attribute("pads") or [0] * 2 * count)
+    if count != 2 or pads[:count] != pads[count:]:
+        raise Unsupported("it is implemented for images, padded alike at both ends")
+    dilations, strides = (list(node.attribute(name) or [1] * count) for name in ("dilations", "strides"))
+    amounts = (tuple(each) for each in (image.values, block.values, dilations, pads[:count], strides))
+    return functional.fold(x, *amounts)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spacetime.profiler.onnx.graph import Node, Unsupported
+from spacetime.profiler.onnx.graph import Node, Numbers, Unsupported, Value
 from spacetime.profiler.onnx.registry import op
 
 FIRST_AND_SECOND = (0, 1)
@@ -115,7 +115,7 @@ def _pow(node: Node, x: Any, exponent: Any) -> Tensor:
     return result.to(x.dtype) if isinstance(x, Tensor) and result.dtype != x.dtype else result
 
 
-@op("Mod", 13, scalars=(1,))
+@op("Mod", 13, 28, scalars=(1,))
 def _mod(node: Node, x: Tensor, y: Any) -> Tensor:
     return torch.fmod(x, y) if node.attribute("fmod", 0) else torch.remainder(x, y)
 
@@ -162,9 +162,18 @@ def _is_inf(node: Node, x: Tensor) -> Tensor:
     return x == (math.inf if positive else -math.inf)
 
 
-@op("Where", 9, 16, scalars=(1, 2))
-def _where(node: Node, condition: Tensor, x: Any, y: Any) -> Tensor:
-    return torch.where(condition, x, y)
+@op("Where", 9, 16, either=(1, 2))
+def _where(node: Node, condition: Tensor, x: Value, y: Value) -> Tensor:
+    """A number beside a tensor takes its type; of two numbers, one has to bring it."""
+    if isinstance(x, Numbers) and isinstance(y, Numbers):
+        return torch.where(condition, x.tensor(condition.device), y.tensor(condition.device))
+    return torch.where(condition, _number(x, condition), _number(y, condition))
+
+
+def _number(value: Value, condition: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value
+    return value.scalar() if value.is_scalar and value.are_known else value.tensor(condition.device)
 
 
 @op("Clip", 13, scalars=(1, 2))
@@ -177,6 +186,13 @@ def _clip(node: Node, x: Tensor, low: Any = None, high: Any = None) -> Tensor:
     if isinstance(low, Tensor) != isinstance(high, Tensor) and low is not None and high is not None:
         return torch.clamp(torch.clamp(x, min=low), max=high)
     return torch.clamp(x, low, high)
+
+
+@op("Shrink", 9)
+def _shrink(node: Node, x: Tensor) -> Tensor:
+    bound, bias = node.attribute("lambd", 0.5), node.attribute("bias", 0.0)
+    outside = torch.where(x > bound, x - bias, torch.zeros_like(x))
+    return torch.where(x < -bound, x + bias, outside)
 
 
 @op("LeakyRelu", 6, 16)
@@ -246,7 +262,7 @@ def _log_softmax(node: Node, x: Tensor) -> Tensor:
 def _dropout(node: Node, x: Tensor, ratio: Any = None, training: Any = None) -> tuple[Tensor, ...]:
     if training is not None and training.scalar():
         raise Unsupported("training_mode is on; export the module in eval mode")
-    return (x,) if len(node.outputs) == 1 else (x, torch.ones_like(x, dtype=torch.bool))
+    return (x, torch.ones_like(x, dtype=torch.bool)) if any(node.outputs[1:]) else (x,)
 
 
 @op("Silu", domain="spacetime")

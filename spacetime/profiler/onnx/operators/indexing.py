@@ -86,13 +86,22 @@ def _gather_nd(node: Node, x: Tensor, indices: Tensor) -> Tensor:
     batch_dims = node.attribute("batch_dims", 0)
     if batch_dims == 0:
         return x[tuple(indices.unbind(-1))]
-    if indices.shape[-1] != 1:
-        raise Unsupported(f"batch_dims={batch_dims} is implemented for indices of one dimension only")
     wanted = indices.shape[batch_dims:-1]
-    flat = _wrapped(indices, x.shape[batch_dims]).reshape(*indices.shape[:batch_dims], math.prod(wanted))
-    rest = x.shape[batch_dims + 1 :]
+    end = batch_dims + indices.shape[-1]
+    flat = _flat(indices, x.shape[batch_dims:end]).reshape(*indices.shape[:batch_dims], math.prod(wanted))
+    rest = x.shape[end:]
+    x = x.flatten(batch_dims, end - 1)
     picked = x.gather(batch_dims, flat[(...,) + (None,) * len(rest)].expand(*flat.shape, *rest))
     return picked.reshape(*indices.shape[:-1], *rest)
+
+
+def _flat(indices: Tensor, sizes: Sequence[Any]) -> Tensor:
+    """One index, into the dimensions as one, in place of one for each of them."""
+    columns = [_wrapped(column, size) for column, size in zip(indices.unbind(-1), sizes, strict=True)]
+    flat = columns[0]
+    for column, size in zip(columns[1:], sizes[1:], strict=True):
+        flat = flat * size + column
+    return flat
 
 
 @op("Index", domain=INTERNAL)
@@ -127,9 +136,13 @@ def _scatter_elements(node: Node, x: Tensor, indices: Tensor, updates: Tensor) -
 @op("ScatterND", 13, 16, 18)
 def _scatter_nd(node: Node, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     reduction = _reduction(node)
-    if reduction not in (None, "sum"):
-        raise Unsupported(f"reduction={node.attribute('reduction')!r} is not implemented")
-    return x.index_put(tuple(indices.unbind(-1)), updates, accumulate=reduction is not None)
+    if reduction in (None, "sum"):
+        return x.index_put(tuple(indices.unbind(-1)), updates, accumulate=reduction is not None)
+    count = indices.shape[-1]
+    rest = x.shape[count:]
+    flat = _flat(indices, x.shape[:count]).flatten()
+    flat = flat[(...,) + (None,) * len(rest)].expand(*flat.shape, *rest)
+    return x.flatten(0, count - 1).scatter_reduce(0, flat, updates.reshape(flat.shape), reduction).reshape(x.shape)
 
 
 @op("OneHot", 11, 28, plain=(1,))

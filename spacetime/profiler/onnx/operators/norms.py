@@ -23,7 +23,7 @@ def _from_axis(node: Node, x: Tensor) -> list[int]:
 
 @op("LayerNormalization", 17)
 def _layer_norm(node: Node, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
-    if any(name for name in node.outputs[1:]):
+    if any(node.outputs[1:]):
         raise Unsupported("mean and deviation as outputs are not implemented")
     shape, epsilon = _from_axis(node, x), node.attribute("epsilon", 1e-5)
     fits = list(scale.shape) == shape and (shift is None or list(shift.shape) == shape)
@@ -55,6 +55,16 @@ def _group_norm(node: Node, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         each = x.shape[1] // groups
         scale, shift = scale.repeat_interleave(each), shift.repeat_interleave(each)
     return functional.group_norm(x, groups, scale, shift, node.attribute("epsilon", 1e-5))
+
+
+@op("MeanVarianceNormalization", 13)
+def _mean_variance_norm(node: Node, x: Tensor) -> Tensor:
+    """Without an epsilon: ONNX adds 1e-9 to the deviation."""
+    axes = list(node.attribute("axes") or (0, 2, 3))
+    if 0 in [axis % x.ndim for axis in axes]:
+        raise Unsupported("normalises over the rows")
+    centred = x - x.mean(axes, keepdim=True)
+    return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)
 
 
 @op("LpNormalization", 1, 22)

@@ -66,6 +66,11 @@ def _max_pool(node: Node, x: Tensor) -> Tensor:
     return run(padded, kernel, strides, 0, dilations)
 
 
+def _ones(x: Tensor, *sizes: int) -> Tensor:
+    """Not new_ones: reading x, they would seem to depend on the rows."""
+    return torch.ones(sizes, dtype=x.dtype, device=x.device)
+
+
 @op("AveragePool", 11, 19, 22)
 def _average_pool(node: Node, x: Tensor) -> Tensor:
     kernel = list(node.attributes["kernel_shape"])
@@ -74,18 +79,34 @@ def _average_pool(node: Node, x: Tensor) -> Tensor:
     counts_padding = bool(node.attribute("count_include_pad", 0))
     run = _MEAN[count - 1]
     if any(dilation != 1 for dilation in dilations):
-        raise Unsupported(f"dilations={dilations} is not implemented")
+        return _dilated_mean(node, x, kernel, (strides, dilations, before, after))
     if before == after and all(2 * own <= span for own, span in zip(before, kernel, strict=True)):
         return run(x, kernel, strides, before, bool(node.attribute("ceil_mode", 0)), counts_padding)
     extra = _overhang(node, x, kernel, strides, dilations, before, after)
     nothing = [0] * count
-    inside = x.new_ones(1, 1, *x.shape[2:])
+    inside = _ones(x, 1, 1, *x.shape[2:])
     if counts_padding:
         inside = pad(inside, before, after, 1.0)
         share = run(pad(inside, nothing, extra), kernel, strides)
     else:
         share = run(pad(pad(inside, before, after), nothing, extra), kernel, strides)
     return run(pad(pad(x, before, after), nothing, extra), kernel, strides) / share
+
+
+def _dilated_mean(node: Node, x: Tensor, kernel: list[int], places: tuple[list[int], ...]) -> Tensor:
+    """As a convolution of every channel with ones; torch's own pooling has no dilation."""
+    strides, dilations, before, after = places
+    extra = _overhang(node, x, kernel, strides, dilations, before, after)
+    after_all = [own + more for own, more in zip(after, extra, strict=True)]
+    run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(kernel) - 1]
+    channels = x.shape[1]
+    total = run(pad(x, before, after_all), _ones(x, channels, 1, *kernel), None, strides, 0, dilations, channels)
+    inside = _ones(x, 1, 1, *x.shape[2:])
+    if node.attribute("count_include_pad", 0):
+        inside = pad(pad(inside, before, after, 1.0), [0] * len(kernel), extra)
+    else:
+        inside = pad(inside, before, after_all)
+    return total / run(inside, _ones(x, 1, 1, *kernel), None, strides, 0, dilations)
 
 
 @op("GlobalAveragePool", 1, 22)

@@ -20,11 +20,21 @@ def _axes(node: Node, x: Tensor, axes: Numbers | None) -> list[int]:
     return [axis % x.ndim for axis in given]
 
 
+# Integers keep their type; torch takes no means, roots and logarithms of them, and wider types for sums.
+_OF_ANY_TYPE = ("ReduceMax", "ReduceMin", "ReduceSum")
+_BY_FRACTIONS = ("ReduceMean", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
+
+
 def _reduce(name: str, versions: tuple[int, ...], function: Callable[[Tensor, list[int], bool], Tensor]) -> None:
     @op(name, *versions, plain=(1,))
     def run(node: Node, x: Tensor, axes: Numbers | None = None) -> Tensor:
         dims = _axes(node, x, axes)
-        return function(x, dims, bool(node.attribute("keepdims", 1))) if dims else _of_nothing(name, x)
+        if not dims:
+            return _of_nothing(name, x)
+        keep = bool(node.attribute("keepdims", 1))
+        if x.is_floating_point() or name in _OF_ANY_TYPE:
+            return function(x, dims, keep)
+        return function(x.double() if name in _BY_FRACTIONS else x, dims, keep).to(x.dtype)
 
 
 def _of_nothing(name: str, x: Tensor) -> Tensor:
@@ -50,8 +60,8 @@ for _name, _versions, _function in (
     ("ReduceProd", (13, 18), _prod),
     ("ReduceL1", (13, 18), lambda x, dims, keep: x.abs().sum(dims, keepdim=keep)),
     ("ReduceL2", (13, 18), lambda x, dims, keep: torch.linalg.vector_norm(x, 2, dims, keepdim=keep)),
-    ("ReduceLogSum", (13, 18), lambda x, dims, keep: x.sum(dims, keepdim=keep).log()),
-    ("ReduceLogSumExp", (13, 18), lambda x, dims, keep: torch.logsumexp(x, dims, keepdim=keep)),
+    ("ReduceLogSum", (13, 18, 28), lambda x, dims, keep: x.sum(dims, keepdim=keep).log()),
+    ("ReduceLogSumExp", (13, 18, 28), lambda x, dims, keep: torch.logsumexp(x, dims, keepdim=keep)),
     ("ReduceSumSquare", (13, 18), lambda x, dims, keep: x.square().sum(dims, keepdim=keep)),
 ):
     _reduce(_name, _versions, _function)
@@ -76,17 +86,26 @@ def _argmin(node: Node, x: Tensor) -> Any:
 
 @op("CumSum", 11, 14, plain=(1,))
 def _cumsum(node: Node, x: Tensor, axis: Numbers) -> Tensor:
-    dim = axis.scalar()
+    return _running(node, x, axis.scalar(), torch.cumsum, torch.zeros_like)
+
+
+@op("CumProd", 26, plain=(1,))
+def _cumprod(node: Node, x: Tensor, axis: Numbers) -> Tensor:
+    return _running(node, x, axis.scalar(), torch.cumprod, torch.ones_like)
+
+
+def _running(node: Node, x: Tensor, dim: int, run: Callable[..., Tensor], start: Callable[..., Tensor]) -> Tensor:
     backwards = node.attribute("reverse", 0)
     x = x.flip(dim) if backwards else x
-    total = x.cumsum(dim, dtype=x.dtype)
+    total = run(x, dim, dtype=x.dtype)
     if node.attribute("exclusive", 0):
-        total = torch.cat([torch.zeros_like(x.narrow(dim, 0, 1)), total.narrow(dim, 0, x.shape[dim] - 1)], dim)
+        total = torch.cat([start(x.narrow(dim, 0, 1)), total.narrow(dim, 0, x.shape[dim] - 1)], dim)
     return total.flip(dim) if backwards else total
 
 
 @op("TopK", 11, 24, plain=(1,))
 def _topk(node: Node, x: Tensor, k: Numbers) -> Any:
+    """Of equal entries torch may take any, ONNX the first: the values are the same."""
     values, indices = torch.topk(
         x, k.scalar(), node.attribute("axis", -1), bool(node.attribute("largest", 1)), bool(node.attribute("sorted", 1))
     )

@@ -135,12 +135,33 @@ def _pad(node: Node, x: Tensor, pads: Numbers, value: Any = 0, axes: Numbers | N
     mode = node.attribute("mode", "constant")
     if mode not in _PAD_MODES:
         raise Unsupported(f"mode={mode!r} is not implemented")
+    if mode != "constant" and min(min(pair) for pair in around.values()) < 0:  # cut first, as onnxruntime does
+        for dim, (before, after) in around.items():
+            x = x.narrow(dim, max(-before, 0), x.shape[dim] + min(before, 0) + min(after, 0)) if dim else x
+        around = {dim: (max(before, 0), max(after, 0)) for dim, (before, after) in around.items()}
+        amounts = [max(amount, 0) for amount in amounts]
     if mode == "constant":
         return functional.pad(x, amounts, value=0 if value is None else value)
-    if first < 2:
-        raise Unsupported(f"mode={mode!r} is implemented for the dimensions behind the second only")
+    if first == 0:
+        raise Unsupported("pads the rows")
+    if first == 1:  # torch pads the dimensions behind it only
+        for dim, (before, after) in around.items():
+            picked = _picked(mode, x.shape[dim], before, after) if (before, after) != (0, 0) else None
+            x = x if picked is None else x.index_select(dim, torch.tensor(picked, device=x.device))
+        return x
     amounts += [0, 0] * (x.ndim - 2 - len(amounts) // 2)  # torch wants all dimensions behind the second
     return functional.pad(x, amounts, mode=_PAD_MODES[mode])
+
+
+def _picked(mode: str, size: int, before: int, after: int) -> list[int]:
+    """The old entries in the places of the new ones."""
+    places = range(-before, size + after)
+    if mode == "edge":
+        return [min(max(place, 0), size - 1) for place in places]
+    if mode == "wrap":
+        return [place % size for place in places]
+    period = 2 * (size - 1)
+    return [min(place % period, period - place % period) if period else 0 for place in places]
 
 
 @op("Range", 11, 27, plain=(0, 1, 2), makes=True)
