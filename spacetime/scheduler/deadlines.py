@@ -51,7 +51,7 @@ class Deadlines:
 
     def tightest(self, free_atoms: int) -> Due:
         """The next deadline that can be met on the free atoms."""
-        quickest_us = cache(lambda rows: min([us for us, _, _ in self._alone(rows, free_atoms)]))
+        quickest_us = cache(lambda rows: self.quickest_us(rows, free_atoms))
         found = NEVER
         for chunk in self._cohort.chunks:
             for view in chunk[3]:
@@ -71,6 +71,10 @@ class Deadlines:
     def alone_us(self, rows: int, units: int, fused: bool) -> float:
         """A lane of one request."""
         return self._lane_us(1, rows, units, fused)
+
+    def quickest_us(self, rows: int, free_atoms: int) -> float:
+        """A lane of one request, on as many of the atoms as it likes."""
+        return min([us for us, _, _ in self._alone(rows, free_atoms)])
 
     def alone_in_time(self, due: Due, free_atoms: int) -> Arrangement:
         """For a lane of just the rows that are due, in time with the least unit-time. There is one."""

@@ -1,11 +1,13 @@
-"""What a flood may not take: units that those who ask for less find free when they come. For `space_time_reserved`.
+"""Who floods, and what it may not take: units that others find free when they come. For `space_time`, and above all
+`space_time_reserved`.
 
 A lane that runs is never interrupted, and even a lane of one row runs as long as the lanes of those who wait for it. So
 a tenant that keeps a device busy by itself moves the latency of all others, however short its lanes are and however
 late its turn comes. What helps is to leave units to the others before they ask.
 
 A tenant *floods* when it asks for more than the whole device can serve, going by its recent rate or by its queue, and
-somebody else was promised something. While somebody floods
+somebody else was promised something. `space_time` keeps its lanes short, and no more. In `space_time_reserved`, while
+somebody floods
 
 - floods and others share no lane, be they of one cohort or not, and an arrangement for the others is chosen as if there
   were no flood;
@@ -28,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, inf
+from math import inf
 
 from spacetime.device import Device
 from spacetime.plan import Snapshot, TenantView
@@ -37,8 +39,8 @@ from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.selection import ROWS_PER_LANE, Cohort
 from spacetime.values import quickly_made
 
-TOLERANCE = 0.15  # of the best latency of a lane: what the reserve may cost those that it is for
-UNSEEN_SHARE = 0.8  # of the device: every model of the simulator is within about TOLERANCE there, with one row
+TOLERANCE = 0.05  # of the best latency of a lane: what the reserve may cost those that it is for
+UNSEEN_SHARE = 5 / 6  # of the device: every model of the simulator is within 15% there, with one row
 OVERLOAD = 0.8  # of the device, in the best of lanes: nobody is served at that rate beside others
 FEW_WAITING = 8  # who has no more in its queue, and does not ask ...
 BRISK_PER_S = 500.0  # ... so often, is not looked at
@@ -53,6 +55,10 @@ class Part:
     cohorts: list[Cohort]
     most_atoms: int  # of those that are free
     promised_us: float  # the tightest objective of those who may have to wait for a lane of these
+    floods: frozenset[str]  # tenants that flood; not all of them need be in these cohorts
+
+
+NOBODY = Part([], 0, inf, frozenset())
 
 
 Share = Callable[[list[Cohort], int, Snapshot, CostModel], list[Part]]  # who is served together, and with how much
@@ -60,17 +66,17 @@ Share = Callable[[list[Cohort], int, Snapshot, CostModel], list[Part]]  # who is
 
 def together(cohorts: list[Cohort], num_free: int, snapshot: Snapshot, costs: CostModel) -> list[Part]:
     """Everybody, with all that is free."""
-    return [Part(cohorts, num_free, snapshot.promised_us or inf)]
+    return [Part(cohorts, num_free, snapshot.promised_us or inf, floods(cohorts, snapshot, costs))]
 
 
 def parts(cohorts: list[Cohort], num_free: int, snapshot: Snapshot, costs: CostModel) -> list[Part]:
     """Everybody together; floods and others apart when somebody floods, first those who have the most urgent one."""
     flooding = floods(cohorts, snapshot, costs)
     if not flooding:
-        return together(cohorts, num_free, snapshot, costs)
+        return [Part(cohorts, num_free, snapshot.promised_us or inf, flooding)]
     reserved = reserved_atoms(snapshot, flooding, costs)
     if reserved == snapshot.device.num_atoms:
-        return together(cohorts, num_free, snapshot, costs)
+        return [Part(cohorts, num_free, snapshot.promised_us or inf, flooding)]
     parted = [each for cohort in cohorts for each in _parted(cohort, flooding)]
     of_floods, of_others = _held(snapshot, flooding)
     most_of_floods = max(0, min(num_free, snapshot.device.num_atoms - reserved - of_floods))
@@ -79,8 +85,10 @@ def parts(cohorts: list[Cohort], num_free: int, snapshot: Snapshot, costs: CostM
     most_of_others = max(0, min(num_free, reserved - of_others)) if of_others else num_free
     promised_us = snapshot.promised_us or inf
     waiting_us = [tenant.slo_us or inf for tenant in snapshot.tenants if tenant.name not in flooding]
-    crowd = Part([each for is_flood, each in parted if is_flood], most_of_floods, min([promised_us, *waiting_us]))
-    others = Part([each for is_flood, each in parted if not is_flood], most_of_others, promised_us)
+    crowd = Part(
+        [each for is_flood, each in parted if is_flood], most_of_floods, min([promised_us, *waiting_us]), flooding
+    )
+    others = Part([each for is_flood, each in parted if not is_flood], most_of_others, promised_us, flooding)
     return [crowd, others] if parted and parted[0][0] else [others, crowd]
 
 
@@ -108,7 +116,7 @@ def reserved_atoms(snapshot: Snapshot, flooding: frozenset[str], costs: CostMode
     All atoms where somebody can do with nothing less: then nothing can be reserved.
     """
     device = snapshot.device
-    reserved = 0 if snapshot.promised_us is None else ceil(UNSEEN_SHARE * device.num_atoms)
+    reserved = 0 if snapshot.promised_us is None else int(UNSEEN_SHARE * device.num_atoms)
     others = [tenant for tenant in snapshot.tenants if tenant.name not in flooding]
     for cohort, rows, fusible in {(tenant.cohort, tenant.waiting[0].rows, tenant.fusible) for tenant in others}:
         reserved = max(reserved, _needed(cohort, rows, fusible, device, costs))

@@ -4,8 +4,13 @@ Cohorts are served in order of urgency (selection.py). Each takes the arrangemen
 model likes best (arrangements.py), as long as it meets the tightest deadline that can be met (deadlines.py). When
 everybody had a turn, what still waits has another, and what is left widens the lanes that gain most (widening.py).
 Lanes of unlike cohorts that start together become one where there is a merged execution, and it pays
-(merged_drafts.py). In `space_time_reserved` whoever asks for more than the device has is kept from taking it all
-(reserve.py).
+(merged_drafts.py).
+
+Nobody keeps the device from others for long. A lane of several requests ends within LANE_SHARE of the tightest
+objective of all others. Who asks for more than the device has (reserve.py) keeps to that with single requests too: it
+waits until there are atoms enough for it, instead of sitting on a few for long. In `space_time_reserved` it is also
+kept from taking the whole device, the others wait for more atoms where that is sooner, and lanes leave what they gain
+nothing from (postponing.py).
 
 In `space_time` a lane keeps its atoms from its start to its end. Smaller segments inside of it would free nothing for
 others, so it is the lane's size that is chosen, and segments are made only where kernels run faster on fewer atoms.
@@ -25,16 +30,17 @@ from spacetime.scheduler.allocation import UNLIMITED
 from spacetime.scheduler.arrangements import Arrangement, atoms_needed, choose, deal, lane_units
 from spacetime.scheduler.deadlines import Deadlines, Due
 from spacetime.scheduler.merged_drafts import join
+from spacetime.scheduler.postponing import better_at_us, lean, short_at_us
 from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.registry import policy
-from spacetime.scheduler.reserve import Share, parts, together
+from spacetime.scheduler.reserve import NOBODY, Share, parts, together
 from spacetime.scheduler.segments import SEGMENTS_FROM_US, Run, fastest_runs, leanest_runs
 from spacetime.scheduler.selection import PATIENCE_US, ROWS_PER_LANE, Chunk, Cohort, cohorts_by_urgency
 from spacetime.scheduler.widening import Draft, widen
 
 __all__ = ["HOLD_GAP_US", "HOLD_SHARE", "MAX_HOLD_US", "PATIENCE_US", "ROWS_PER_LANE", "space_time"]
 
-LANE_SHARE = 0.25  # of the tightest objective among those who may come meanwhile: no lane of many rows takes longer
+LANE_SHARE = 0.25  # of the tightest objective among those who wait or may come: no lane of many rows takes longer
 REJOIN_SHARE = 0.5  # the largest part of its lane's duration that a cohort waits for peers whose lane is to end ...
 REJOIN_ROUNDS = 4  # ... and in so many lanes together it must gain as much
 BUSY = 0.5  # a tenant that has more requests than this in the system on average comes back soon after it was served
@@ -54,11 +60,12 @@ def space_time(snapshot: Snapshot, costs: CostModel) -> Plan:
 @policy("space_time_reserved")
 def space_time_reserved(snapshot: Snapshot, costs: CostModel) -> Plan:
     """The same, but who asks for more than the device has leaves units free for the others (reserve.py)."""
-    return _plan(snapshot, costs, parts)
+    return _plan(snapshot, costs, parts, is_reserved=True)
 
 
-def _plan(snapshot: Snapshot, costs: CostModel, share: Share) -> Plan:
-    step = _Step(snapshot, costs, (snapshot.free_atoms & snapshot.device.all_atoms).bit_count(), share)
+def _plan(snapshot: Snapshot, costs: CostModel, share: Share, *, is_reserved: bool = False) -> Plan:
+    num_free = (snapshot.free_atoms & snapshot.device.all_atoms).bit_count()
+    step = _Step(snapshot, costs, num_free, share, is_reserved=is_reserved)
     step.decide()
     drafts = step.drafts
     if snapshot.merged and len(drafts) > 1:
@@ -82,23 +89,32 @@ def space_time_floating(snapshot: Snapshot, costs: CostModel) -> Plan:
 class _Step:
     """One decision in the making."""
 
-    def __init__(self, snapshot: Snapshot, costs: CostModel, num_free: int, share: Share) -> None:
+    def __init__(
+        self, snapshot: Snapshot, costs: CostModel, num_free: int, share: Share, *, is_reserved: bool = False
+    ) -> None:
         self.snapshot = snapshot
         self.costs = costs
         self.num_free = num_free
         self.share = share
+        self.is_reserved = is_reserved
         self.drafts: list[Draft] = []
         self.wake_at_us: int | None = None
-        self.most_us = inf  # no lane of several requests takes longer
+        self.part = NOBODY
+        self.most_us = inf  # a lane that takes no longer is short enough for everybody
+        self.objectives: list[tuple[int, str]] = []  # of those that wait, the tightest first
 
     def decide(self) -> None:
         if self.num_free <= 0:
             return
         snapshot, costs = self.snapshot, self.costs
-        for part in self.share(cohorts_by_urgency(snapshot, costs), self.num_free, snapshot, costs):
+        cohorts = cohorts_by_urgency(snapshot, costs)
+        if len(snapshot.tenants) > 1 and any([cohort.has_deadlines for cohort in cohorts]):
+            self.objectives = sorted([(each.slo_us, each.name) for each in snapshot.tenants if each.slo_us is not None])
+        for part in self.share(cohorts, self.num_free, snapshot, costs):
             num_drafts, num_kept = len(self.drafts), max(0, self.num_free - part.most_atoms)
             self.num_free -= num_kept
-            self.most_us = LANE_SHARE * part.promised_us
+            self.part = part
+            self.most_us = LANE_SHARE * min(part.promised_us, self.objectives[0][0] if self.objectives else inf)
             is_spoken_for = self._serve(part.cohorts)
             drafts = self.drafts[num_drafts:]
             if self.num_free and drafts and not is_spoken_for:
@@ -112,6 +128,7 @@ class _Step:
         """
         device, now_us, num_held, first_turns = self.snapshot.device, self.snapshot.now_us, 0, len(cohorts)
         turns = deque(cohorts)
+        gap_us = inf  # for how long nobody needs what is free
         while turns and self.num_free:
             cohort = turns.popleft()
             is_first, first_turns = first_turns > 0, first_turns - 1
@@ -125,16 +142,55 @@ class _Step:
             else:
                 arrangement = choose(cohort, device, self.num_free, num_claims, self.costs)
                 slack_us, is_in_time = inf, True
+            if arrangement.lane_us > gap_us:
+                continue
+            if cohort.has_deadlines and gap_us == inf:
+                arrangement, wait_us = self._postpone(cohort, arrangement, num_claims)
+                if wait_us:
+                    gap_us = wait_us
+                    self._wake_at(now_us + int(wait_us) + HOLD_GAP_US)
+                    num_held += 1
+                    continue
             if is_first and cohort.shared and cohort.num_missing > 0:
                 hold_until_us = _hold_until_us(cohort, arrangement, slack_us, self.snapshot, self.costs)
                 if hold_until_us > now_us:
-                    self.wake_at_us = min(self.wake_at_us or hold_until_us, hold_until_us)
+                    self._wake_at(hold_until_us)
                     num_held += 1
                     continue
             self._start(cohort, arrangement, is_in_time)
             if cohort.chunks:
                 turns.append(cohort)
         return num_held > 0
+
+    def _postpone(self, cohort: Cohort, arrangement: Arrangement, num_claims: int) -> tuple[Arrangement, float]:
+        """How to start the chunks after all, and how long to leave what is free alone first; 0: not at all."""
+        snapshot, costs, floods = self.snapshot, self.costs, self.part.floods
+        is_flood = bool(floods) and any([chunk[2].name in floods for chunk in cohort.chunks])
+        if self.is_reserved:
+            wait_us = 0.0
+            if snapshot.running and not is_flood:
+                wait_us = better_at_us(cohort, arrangement, self.num_free, num_claims, snapshot, costs)
+            if not wait_us and num_claims == 1 and snapshot.promised_us is not None:
+                arrangement = lean(cohort, arrangement, snapshot, costs)
+            return arrangement, wait_us
+        if not is_flood or arrangement.lane_us <= self.most_us:
+            return arrangement, 0.0
+        most_us, rows = self._most_us(cohort.chunks), min([chunk[3][0].rows for chunk in cohort.chunks])
+        deadlines = Deadlines(cohort, snapshot.device, snapshot.now_us, costs)
+        if deadlines.alone_us(rows, arrangement.units, arrangement.fused) <= most_us:
+            return arrangement, 0.0  # it will be cut
+        if deadlines.quickest_us(rows, self.num_free) <= most_us:
+            return deadlines.alone_in_time(Due(most_us, rows), self.num_free), 0.0
+        return arrangement, short_at_us(deadlines, rows, most_us, self.num_free, snapshot, costs)
+
+    def _most_us(self, chunks: list[Chunk]) -> float:
+        """How long a lane of these may take for the sake of all others."""
+        names = {chunk[2].name for chunk in chunks}
+        others_us = next((slo_us for slo_us, name in self.objectives if name not in names), inf)
+        return LANE_SHARE * min(self.part.promised_us, others_us)
+
+    def _wake_at(self, at_us: int) -> None:
+        self.wake_at_us = at_us if self.wake_at_us is None else min(self.wake_at_us, at_us)
 
     def _arrange_by_deadline(self, cohort: Cohort, num_claims: int) -> tuple[Arrangement, float, bool]:
         """How to start the chunks, how long their tightest deadline leaves, and if an average lane ends by the next."""
@@ -178,9 +234,9 @@ class _Step:
             draft = Draft(cohort.name, group, atoms, fused, lane_us)
             if cohort.has_deadlines or lane_us > self.most_us:
                 deadlines = Deadlines(cohort, device, self.snapshot.now_us, self.costs)
-                most_us = min(self.most_us, deadlines.next_one(group).slack_us)
-                if draft.lane_us(atoms, device, self.costs) > most_us:
-                    draft.chunks, cut = deadlines.fit(group, units, fused, self.most_us)
+                most_us = self._most_us(group)
+                if draft.lane_us(atoms, device, self.costs) > min(most_us, deadlines.next_one(group).slack_us):
+                    draft.chunks, cut = deadlines.fit(group, units, fused, most_us)
                     rest.extend(cut)
                     is_cut = is_cut or bool(cut)
             self.drafts.append(draft)

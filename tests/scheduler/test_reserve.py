@@ -98,9 +98,9 @@ def test_without_a_flood_all_are_served_together() -> None:
 
 def test_what_waits_is_left_what_its_lane_needs_and_what_may_come_a_share() -> None:
     among = frozenset(["flood"])
-    assert reserved_atoms(seen(flood(), victim()), among, SCALES) == 7, "within 15% of the best, which eight have"
+    assert reserved_atoms(seen(flood(), victim()), among, SCALES) == 8, "less is more than 5% slower"
     unseen = seen(flood(), promised_us=SLO_US)
-    assert reserved_atoms(unseen, among, SCALES) == 13 >= UNSEEN_SHARE * 16
+    assert reserved_atoms(unseen, among, SCALES) == 13 == int(UNSEEN_SHARE * 16)
     two = Device("two cores", "null", num_units=2)
     assert reserved_atoms(replace(unseen, device=two), among, SCALES) == 1, "one is left to the flood"
 
@@ -129,8 +129,8 @@ def test_a_victim_rides_with_no_flood_and_its_lane_is_as_if_there_were_none() ->
 
 
 def test_a_second_lane_of_the_others_does_not_start_on_what_a_flood_just_left() -> None:
-    own = SIXTEEN.partition(56)  # the reserve
-    of_flood = SIXTEEN.partition(64, SIXTEEN.all_atoms & ~own.atoms)
+    own = SIXTEEN.partition(64)  # the reserve
+    of_flood = SIXTEEN.partition(56, SIXTEEN.all_atoms & ~own.atoms)
     running = (
         Lane("cohort", (RequestView(8, "victim", 1, 0),), (Segment(own),)),
         Lane("cohort", (RequestView(9, "flood", 1, 0),), (Segment(of_flood),)),

@@ -36,6 +36,6 @@ def test_bursts_are_bursts_of_the_neighbour_alone() -> None:
 
 def test_the_quick_look_has_a_row_per_case() -> None:
     found = quick("flood")
-    (table,) = found.tables
-    assert len(table.rows) == 2 and table.headings[-2] == "with / without"
+    assert [table.title.split("`")[1] for table in found.tables] == [flood.POLICY, flood.DEFAULT_POLICY]
+    assert all(len(table.rows) == 2 and table.headings[-2] == "with / without" for table in found.tables)
     assert Study.from_json(found.to_json()) == found

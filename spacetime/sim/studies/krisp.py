@@ -7,7 +7,7 @@ worker that has the device to itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from spacetime.sim import architectures, devices
 from spacetime.sim.oracle import OracleCosts
 from spacetime.sim.report import Report
 from spacetime.sim.simulate import simulate
+from spacetime.sim.studies import krisp_assumptions
+from spacetime.sim.studies.krisp_assumptions import ASSUMPTIONS, WITHOUT_LAUNCHES, Found
 from spacetime.sim.studies.study import Cell, Claim, Column, Progress, Study, Table, geomean
 from spacetime.workload import Arrival, Resident, Workload, closed_loop
 
@@ -28,6 +30,7 @@ WORKERS = (1, 2, 4)
 ROWS = (1, 32)  # per request
 REQUESTS = 100  # of all workers together
 QUICK_REQUESTS = 20
+ASSUMED_REQUESTS = 40  # the same where the assumptions are others
 NOISE = 0.05  # standard deviation of log(duration): else workers of one model run in lockstep for ever
 DEVICE = "mi50"
 BASELINES = ("time_slice", "streams", "static", "gslice")
@@ -53,14 +56,16 @@ def study(*, quick: bool, progress: Progress) -> Study:
     num_requests = QUICK_REQUESTS if quick else REQUESTS
     reports, in_step = {}, {}
     in_step_keys = [key for key in keys if key[2] == WORKERS[-1] or (key[0], key[2]) == ("time_slice", 1)]
-    total = len(keys) + len(in_step_keys)
+    total = len(keys) + len(in_step_keys) + len(ASSUMPTIONS)
     for done, key in enumerate(keys):
         progress(done, total)
         reports[key] = play(*key, noise=NOISE, num_requests=num_requests)
     for done, key in enumerate(in_step_keys, start=len(keys)):
         progress(done, total)
         in_step[key] = play(*key, noise=0.0, num_requests=num_requests)
-    without_launches = _gain_without_launches("krisp_overlap", models, rows[0], num_requests)
+    steps = iter(range(len(keys) + len(in_step_keys), total))
+    begin = lambda: progress(next(steps), total)  # noqa: E731
+    assumed = krisp_assumptions.play(devices.find(DEVICE), models, WORKERS[-1], rows, partial(_rate, quick), begin)
     shown = [policy for policy in policies if not policy.endswith(("_packed", "_distributed"))]
     return Study(
         name="krisp",
@@ -78,8 +83,9 @@ def study(*, quick: bool, progress: Progress) -> Study:
             *(_model_table("p99 of latency", reports, shown, models, each, _tail, ".1f") for each in rows),
             _knee_table(models, rows),
             _lockstep_table(reports, in_step, policies, models, rows),
+            krisp_assumptions.table(assumed, WORKERS[-1], (OVER_ISOLATED, OVER_STATIC, OVER_STREAMS)),
         ),
-        notes=_notes(reports, in_step, policies, models, rows, without_launches),
+        notes=_notes(reports, in_step, policies, models, rows, assumed),
     )
 
 
@@ -126,17 +132,10 @@ def _mean_gain(reports: Reports, policy: str, models: Sequence[str], workers: in
     return geomean(_gain(reports, (policy, model, workers, rows)) for model in models)
 
 
-def _gain_without_launches(policy: str, models: Sequence[str], rows: int, num_requests: int) -> float:
-    """What is left of the mean gain where launches take no time."""
-    device = replace(devices.find(DEVICE), name=f"{DEVICE} without launches", launch_us=0.0)
-    rates = [
-        [
-            play(name, model, workers, rows, noise=NOISE, num_requests=num_requests, device=device).requests_per_s
-            for name, workers in ((policy, WORKERS[-1]), ("time_slice", 1))
-        ]
-        for model in models
-    ]
-    return geomean(shared / alone for shared, alone in rates)
+def _rate(quick: bool, policy: str, model: str, workers: int, rows: int, device: Device) -> float:
+    num_requests = QUICK_REQUESTS if quick else ASSUMED_REQUESTS
+    report = play(policy, model, workers, rows, noise=NOISE, num_requests=num_requests, device=device)
+    return report.requests_per_s
 
 
 def _claims(reports: Reports, models: Sequence[str], all_rows: Sequence[int]) -> list[Claim]:
@@ -255,7 +254,7 @@ def _notes(
     policies: Sequence[str],
     models: Sequence[str],
     all_rows: Sequence[int],
-    without_launches: float,
+    assumed: Sequence[Found],
 ) -> tuple[str, ...]:
     most, few, many = WORKERS[-1], all_rows[0], all_rows[-1]
     gains = {(p, rows): _mean_gain(reports, p, models, most, rows) for p in policies for rows in all_rows}
@@ -263,29 +262,34 @@ def _notes(
     worst = max(tails, key=lambda model: tails[model])
     device = devices.find(DEVICE)
     floor, num_units = 1 / (1 + device.interference) / (1 + device.cache_penalty), device.num_units
+    without_launches = next(each.krisp for each in assumed if each.assumption == WITHOUT_LAUNCHES)
     in_step_streams, in_step_krisp = (_mean_gain(in_step, p, models, most, few) for p in ("streams", "krisp_overlap"))
     return (
         f"Over `streams` there is no gain: {gains['krisp_overlap', few]:.2f} against {gains['streams', few]:.2f} for "
         f"{most} workers with {_rows_words(few)}. The published figures taken together say that MPS default did "
-        f"{OVER_ISOLATED / OVER_STREAMS:.2f} of what one worker does alone. The contention model cannot do that: "
+        f"{OVER_ISOLATED / OVER_STREAMS:.2f} of what one worker does alone. With what is assumed here it cannot: "
         "kernels that share units share them perfectly, whoever has room works, and others' blocks cost at most "
         f"{device.interference:.0%} in time and {device.cache_penalty:.0%} in traffic, so that `streams` does "
         f"{floor:.2f} at worst. (Space-Time, 2018, saw its slowest tenant 25% behind the fastest under MPS.) Hardware "
-        f"queues are bounded, {device.hardware_queues} of them, but {most} workers need no more than {most}. What it "
-        "leaves out is what uncontrolled streams do on a real device: blocks queue behind those of an earlier kernel, "
-        "and kernels evict each other from first-level caches and local memory. `streams` is an upper bound here, and "
-        "its lead over policies that isolate says nothing about real devices.",
+        f"queues are bounded, {device.hardware_queues} of them, but {most} workers need no more than {most}.",
+        "It is one assumption that decides: what it costs a kernel that others keep the same units busy, besides the "
+        f"time that they take (`Device.interference`, an estimate: {device.interference:g}). {_interference(assumed)} "
+        "So much would have to come from what the model leaves out: blocks queue behind those of an earlier kernel, "
+        "and kernels evict each other from first-level caches and local memory. Which value MI50 has only MI50 "
+        "can say. Policies that isolate do not depend on it; `streams` is an upper bound here.",
         f"Over one worker alone, {_rows_words(few)}: {gains['krisp_overlap', few]:.2f} overlapping and "
         f"{gains['krisp', few]:.2f} isolated, published {OVER_ISOLATED:.2f}. While one worker launches, others work: "
-        f"where launches take no time, {without_launches:.2f} is left of the former. That the figures agree is thus "
+        f"where launches take no time, {without_launches:.2f} is left of the latter. That the figures agree is thus "
         "not owed to right-sizing alone, and a launch's duration is an estimate.",
         f"With {_rows_words(many)} that becomes {gains['krisp_overlap', many]:.2f} and {gains['krisp', many]:.2f}. The "
         "model thinks that kernels of such batches need most of the device (see the table of units), because it gives "
         "every product the tile that does best at the data sheet's peak. If the libraries' kernels on MI50 stop "
-        "gaining from units much earlier, as KRISP's profiles say, there is more to share than the model knows.",
+        "gaining from units much earlier, as KRISP's profiles say, there is more to share than the model knows: see "
+        "what larger tiles do in the table of assumptions.",
         f"Over `static` the gain is {gains['krisp_overlap', few] / gains['static', few]:.2f} and "
         f"{gains['krisp', few] / gains['static', few]:.2f} with {_rows_words(few)}, published {OVER_STATIC:.2f}, and "
-        "smaller with larger batches for the same reason. "
+        f"smaller with larger batches for the same reason. {max(each.over_static for each in assumed):.2f} is the most "
+        "that any of the other assumptions gives. "
         f"`gslice` does the same as `static`: a model as a whole needs more than the {num_units // most} units that "
         "are its share, so that right-sizing by model has nothing to give back.",
         f"`krisp` isolates: a kernel that starts while others hold almost everything gets the units that are left, but "
@@ -306,11 +310,24 @@ def _notes(
     )
 
 
+def _interference(assumed: Sequence[Found]) -> str:
+    """`krisp` over `streams` by what neighbours cost."""
+    parts = []
+    for rows in dict.fromkeys(each.rows for each in assumed):
+        gains = [
+            f"{each.over_streams:.2f} with {each.assumption.interference:g}"
+            for each in assumed
+            if each.rows == rows and each.assumption.interference is not None
+        ]
+        parts.append(f"{_rows_words(rows)}: {_list_words(gains)}")
+    return f"`krisp` over `streams` becomes, {'; '.join(parts)}; published {OVER_STREAMS:.2f}."
+
+
 def _rows_words(rows: int) -> str:
     return f"{rows} row{'s' * (rows > 1)}"
 
 
-def _list_words(numbers: Sequence[int]) -> str:
+def _list_words(numbers: Sequence[object]) -> str:
     return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
