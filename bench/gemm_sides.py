@@ -168,7 +168,7 @@ def grouped_mm(work: Work, count: int) -> Action:
 
 def cublas_batched(work: Work, count: int) -> Action:
     """cublasGemmBatchedEx over pointers that a kernel fills in from a table of slots: kernels/batched_gemm.py."""
-    reason = batched_gemm.available()
+    reason = batched_gemm.missing()
     if reason is not None:
         raise Unavailable(reason)
     _require_gpu(work)
@@ -325,7 +325,7 @@ def _require_gpu(work: Work) -> None:
 
 def _require_triton(work: Work) -> None:
     _require_gpu(work)
-    reason = triton.available()
+    reason = triton.missing()
     if reason is not None:
         raise Unavailable(reason)
 

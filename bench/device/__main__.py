@@ -131,7 +131,7 @@ def run_all(stages: Sequence[Stage], folder: Path, known: Sequence[Outcome] = ()
     folder.mkdir(parents=True, exist_ok=True)
     start_s, file = time.monotonic(), folder / "device.json"
     outcomes: list[Outcome] = []
-    provenance = json.loads(collect("cuda:0" if no_device() is None else "cpu").to_json())
+    provenance = provenance_of("cuda:0" if no_device() is None else "cpu")
     for stage in stages:
         left_s = BUDGET_S - (time.monotonic() - start_s)
         if left_s < 10:
@@ -142,6 +142,14 @@ def run_all(stages: Sequence[Stage], folder: Path, known: Sequence[Outcome] = ()
         write(file, provenance, joined(known, outcomes))
     write(file, provenance, joined(known, outcomes))
     return outcomes
+
+
+def provenance_of(device: str) -> dict[str, Any]:
+    """What can be told of the machine. Whatever fails here must not keep the stages from running."""
+    try:
+        return dict(json.loads(collect(device).to_json()))
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def joined(known: Sequence[Outcome], outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -27,10 +27,17 @@ PATIENCE_S = 10
 
 
 class Contact:
-    """Two disjoint partitions, made with as few calls as there are: nothing here is shared with green.py."""
+    """Two disjoint partitions, made with as few calls as there are: nothing here is shared with green.py.
 
-    def __init__(self, gpu: Gpu, driver: Driver) -> None:
+    Without a driver two plain streams take their place: most probes ask what does not need partitions.
+    """
+
+    def __init__(self, gpu: Gpu, driver: Driver | None) -> None:
         self.gpu, self.driver = gpu, driver
+        self.contexts: list[Any] = []
+        if driver is None:
+            self.streams = [gpu.new_stream(), gpu.new_stream()]
+            return
         groups = driver.split(driver.sm_resource(gpu.index), ATOM_UNITS).groups
         half = len(groups) // 2
         self.contexts = [driver.create_context(gpu.index, part) for part in (groups[:half], groups[half:])]
@@ -50,11 +57,19 @@ class Contact:
 
 def contact(notes: Notes) -> None:
     """One finding per probe."""
-    gpu = TorchGpu()
-    driver = CudaDriver()
-    probes = Contact(gpu, driver)
+    probes = first_contact(notes, TorchGpu(), CudaDriver)
     cases: list[Case] = [(name, partial(probe, probes)) for name, probe in PROBES.items()]
     each(notes, "contact", cases)
+
+
+def first_contact(notes: Notes, gpu: Gpu, driver: Callable[[], Driver]) -> Contact:
+    """With partitions; or without, and the finding says which call it was that refused them."""
+    try:
+        return Contact(gpu, driver())
+    except Exception as error:  # also what is no error of ours, such as a call with another signature
+        facts = f"{type(error).__name__}: {error}; the rest is asked on plain streams"
+        notes.check("two disjoint partitions", False, facts.replace("\n", " "))
+        return Contact(gpu, None)
 
 
 # -- partitions, streams, events ---------------------------------------------------------------------------
@@ -68,6 +83,7 @@ def _facts(on: Contact) -> Figures:
 
 def _whole(on: Contact) -> Figures:
     """The unsplit resource, which is what the partition of the whole device is made of."""
+    assert on.driver is not None, "there are no partitions"
     context = on.driver.create_context(on.gpu.index, [on.driver.sm_resource(on.gpu.index)])
     units = on.driver.context_units(context)
     on.driver.destroy_stream(on.driver.create_stream(context, 0))
@@ -160,7 +176,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def _triton(on: Contact) -> Figures:
     """A kernel that is compiled and loaded in the primary context, launched on a partition's stream."""
-    missing = triton_kernels.available()
+    missing = triton_kernels.missing()
     assert missing is None, missing
     from spacetime.kernels.triton import slot_linear
     from spacetime.kernels.triton.target import Target

@@ -32,6 +32,7 @@ from spacetime.backends.executables import Call, CohortExecutable
 from spacetime.backends.merged import MergedExecutable
 from spacetime.capture.cohort import Cohort
 from spacetime.capture.selfcheck import deviation
+from spacetime.capture.store import Store
 from spacetime.device import Partition
 from spacetime.kernels.bound import choices
 from spacetime.merging.align import align
@@ -43,6 +44,7 @@ from spacetime.zoo.transformers import BertEncoder
 
 EACH = 8  # tenants of a cohort
 FEWER = {"vgg16 and vgg19": 2}  # 0.6 GB each, which the host has to draw
+SHARING = ("heads on one mlp", "heads on one bert")  # of these, equal weights of both programs are stored once
 WHOLE = (Segment(Partition(1, 1, 1)),)
 
 Make = Callable[[int], nn.Module]  # of a seed
@@ -63,12 +65,33 @@ def _seeded(make: Callable[..., nn.Module], **options: int) -> Make:
     return made
 
 
+class Headed(nn.Module):
+    """A frozen trunk under a head of its own, which reads the last of the trunk's outputs."""
+
+    def __init__(self, trunk: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        found = self.trunk(*inputs)
+        logits: Tensor = self.head(found[-1] if isinstance(found, tuple) else found)
+        return logits
+
+
+def _headed(trunk: Make, width: int, classes: int) -> Make:
+    """The classes make the architecture, the seed the head."""
+    return _seeded(lambda: Headed(trunk(0), width, classes))
+
+
 # Two modules of unlike architecture, inputs of both, and whether unlike shapes are put into one launch.
 PAIRS: dict[str, tuple[Make, Make, Inputs, bool]] = {
     "bert of 4 and of 8 layers": (_seeded(BertEncoder), _seeded(BertEncoder, depth=8), partial(example, "bert"), False),
     "resnet18 and resnet34": (*(partial(build, f"resnet{n}") for n in (18, 34)), partial(example, "resnet18"), False),  # type: ignore[dict-item]
     "mlps of 4 and of 6 layers": (_seeded(Mlp), _seeded(Mlp, depth=6), _features, False),
     "mlps of unlike heads": (_seeded(Mlp), _seeded(Mlp, depth=5, classes=100), _features, True),
+    "heads on one mlp": (*(_headed(_seeded(Mlp, classes=256), 256, n) for n in (10, 100)), _features, False),  # type: ignore[dict-item]
+    "heads on one bert": (*(_headed(_seeded(BertEncoder), 256, n) for n in (2, 9)), partial(example, "bert"), False),  # type: ignore[dict-item]
     "vgg16 and vgg19": (*(partial(build, f"vgg{n}") for n in (16, 19)), partial(example, "vgg16"), False),  # type: ignore[dict-item]
 }
 
@@ -94,6 +117,7 @@ class Pair:
         *makes, self._inputs, is_grouped = PAIRS[name]
         self._dtype, self._device = dtype, device
         self.modules: dict[str, nn.Module] = {}
+        self._store = Store() if name in SHARING else None
         self.members = [self._member(make, letter, num_each) for make, letter in zip(makes, "ab", strict=True)]
         by_signature = {member.cohort.program.signature: member for member in self.members}
         program = align([member.cohort.program for member in self.members], Launches(grouped=is_grouped))
@@ -103,7 +127,7 @@ class Pair:
         helper = tests_module("capture.tenants")
         modules = {f"{letter}{seed}": make(seed).to(self._device, self._dtype) for seed in range(num_each)}
         captured = helper.capture(modules[f"{letter}0"], self.inputs(2, 0))
-        member = CohortExecutable(Cohort(captured), modules)
+        member = CohortExecutable(Cohort(captured, store=self._store), modules)
         for name, module in modules.items():
             member.join(name, helper.weights_of(captured, module))
         self.modules |= modules
@@ -168,6 +192,8 @@ class Pair:
             "together": [getattr(kernel, "num_together", 0) for kernel in commons],
             "apart": sorted({line.partition(": ")[2] for line in self.merged.apart}),
             "kernels_of_members": sorted({choice.kernel for choice in alone}),
+            "stored_mb": round(sum(member.cohort.resident_bytes() for member in self.members) / 1e6, 2),
+            "shared_mb": round(sum(sum(m.cohort.guest_bytes().values()) for m in self.members) / 1e6, 2),
         }
 
 

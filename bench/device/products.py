@@ -95,7 +95,7 @@ def any_mix_cases(target: Target) -> list[Case]:
 
 def _any_mix(way: str, shape: Linear, target: Target) -> dict[str, Any]:
     """Captured with all rows idle, as the backend does it; then every mix is written into its tables and replayed."""
-    reason = batched_gemm.available() if way == BATCHED else products.refusal(way, shape, target, SLOTS)
+    reason = batched_gemm.missing() if way == BATCHED else products.refusal(way, shape, target, SLOTS)
     if reason is not None:
         return {"left_out": reason}
     operands = sample_linear(shape, "cuda", slots=SLOTS)

@@ -64,7 +64,7 @@ def slot_speed(notes: Notes) -> None:
     target = Target.of(torch.device("cuda"))
     table = {**shipped(), **best_table()}
     with notes.trying("batched_gemm"):
-        notes.note("batched_gemm", INFO, batched_gemm.available() or "cublasGemmBatchedEx is there")
+        notes.note("batched_gemm", INFO, batched_gemm.missing() or "cublasGemmBatchedEx is there")
     cases: list[Case] = [(_name(figure), partial(_linear, figure, target, table)) for figure in figures()]
     for size, channels in ((56, 64), (28, 128), (14, 256), (7, 512)):
         for rows in (16, 64):
@@ -154,7 +154,7 @@ def _one_by_one(operands: Operands) -> None:
 
 
 def _cublas_us(shape: Shape, samples: list[Operands]) -> float:
-    reason = batched_gemm.available()
+    reason = batched_gemm.missing()
     if reason is not None:
         raise RuntimeError(reason)
     handle, stream = batched_gemm.Handle(), torch.cuda.Stream()

@@ -33,7 +33,7 @@ def _gemm_of(notes: Notes, name: str, precision: str, m: int, n: int, k: int, dt
     slabs = [torch.randn(most, m, k, device="cuda", dtype=dtype) / k**0.5 for _ in range(SETS)]
     x = torch.randn(most, n, k, device="cuda", dtype=dtype)
     out = torch.empty(most, n, m, device="cuda", dtype=dtype)
-    ours = _Ours(most, n, m, dtype) if batched_gemm.available() is None else None
+    ours = _Ours(most, n, m, dtype) if batched_gemm.missing() is None else None
     speeds: dict[str, dict[int, float]] = {}
     for count in COUNTS:
         turn = _Turn()
@@ -179,11 +179,11 @@ def native(notes: Notes) -> None:
     """Build csrc/batched_gemm.cu on this machine and compare it with float64, idle rows included."""
     from spacetime.kernels.native import build  # part of what is probed
 
-    if batched_gemm.available() is not None:
+    if batched_gemm.missing() is not None:
         with notes.trying("build"):
             major, minor = torch.cuda.get_device_capability()
             notes.note("build", INFO, str(build(architectures=[f"{major}{minor}"])))
-    reason = batched_gemm.available()
+    reason = batched_gemm.missing()
     if reason is not None:
         notes.note("batched_gemm", MISSING, reason)
         return

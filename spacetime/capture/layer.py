@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import ref
 
 from torch import Tensor
 
@@ -22,7 +23,7 @@ class Layer:
         self._slab: Slab | None = None
         self.entries: list[int] = []  # by slot; -1: empty slot
         self.sharing = 0  # equal numbers: the same slots share entries; set by the cohort
-        self.version = 0  # changes with the entries
+        self.version = 0  # changes with the entries, and where they lie
 
     @property
     def slab(self) -> Slab:
@@ -52,6 +53,7 @@ class Layer:
         """
         if self._slab is None:
             self._slab = Slab(tensor, channels_last=self._channels_last, store=self._store, owner=self._owner)
+            self._slab.on_change = _Told(self)
         while len(self.entries) <= slot:
             self.entries.append(-1)
         entry = self.entries[slot] = self.slab.adopt(tensor)
@@ -73,3 +75,15 @@ class Layer:
 
     def is_shared(self, slot: int) -> bool:
         return self.slab.is_shared(self.entries[slot])
+
+
+class _Told:
+    """Tells a layer that its slab has changed. Weak: a cycle would keep the slab's memory until somebody collects."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = ref(layer)
+
+    def __call__(self) -> None:
+        layer = self._layer()
+        if layer is not None:
+            layer.version += 1

@@ -7,13 +7,15 @@ doubling; on a CPU the reserve is untouched virtual memory until it is used.
 Slabs of one `Store` (store.py) also share contents with each other: an entry may be a *guest*, whose content lies in
 another slab. Its place in `stack` stays unwritten, so numbers of entries mean what they always do, and never change;
 only what reads `stack` itself has to ask `is_stacked`. When the last user of a content leaves the slab that it lies
-in, it moves to the place that a guest has kept for it.
+in, it moves to the place that a guest has kept for it; on a GPU, where kernels under way have its address and nothing
+waits for them, it stays for its guests instead. Layers are told of every change of addresses (`on_change`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
@@ -45,6 +47,12 @@ class Content:
         self.view = view
         for tensors in self.readers.values():
             point(tensors, view)
+        self.tell()
+
+    def tell(self) -> None:
+        """Who keeps its address, or knows whether it is shared, has to look again."""
+        for slab in self.places:
+            slab.on_change()
 
     def read_by(self, reader: Hashable, tensors: Sequence[Tensor]) -> None:
         self.readers[reader] = tuple(tensors)
@@ -82,6 +90,9 @@ class Slab:
         self._by_fingerprint: dict[bytes, list[int]] = {}
         self._serials = count()
         self._num_guests = 0
+        self._resting: dict[int, weakref.ref[Tensor]] = {}  # places not to be written to yet
+        self.vacates = like.device.type == "cpu"  # do contents move out with their last user?
+        self.on_change: Callable[[], None] = _nobody
         self.stack = self._reserve()
 
     def adopt(self, tensor: Tensor) -> int:
@@ -104,23 +115,17 @@ class Slab:
         content.places[self] = index
         self._entries[index] = _Entry(content, users=1, serial=next(self._serials))
         self._by_fingerprint.setdefault(fingerprint, []).append(index)
+        if content.home is not self:
+            content.tell()
         return index
 
     def release(self, index: int) -> None:
         entry = self._entries[index]
         assert entry is not None and entry.users > 0
         entry.users -= 1
-        if entry.users == 0:
-            content = entry.content
-            self._by_fingerprint[content.fingerprint].remove(index)
-            del content.places[self]
-            if content.home is not self:
-                self._num_guests -= 1
-            elif content.places:
-                next(iter(content.places))._take_in(content)
-            elif self._store is not None:
-                self._store.forget(self.kind, content)
-            self._entries[index] = None
+        stays = entry.content.home is self and len(entry.content.places) > 1 and not self.vacates
+        if entry.users == 0 and not stays:
+            self._free(index, entry.content)
 
     def content(self, index: int) -> Content:
         entry = self._entries[index]
@@ -159,6 +164,23 @@ class Slab:
         return all(entry is not None and entry.content.home is self for entry in entries)
 
     @property
+    def may_share(self) -> bool:
+        """Might a content lie in another slab, or another slab's in this one?"""
+        return self._store is not None
+
+    @property
+    def shares(self) -> bool:
+        """Does one?"""
+        entries = tuple(self._entries) if self._store is not None else ()
+        return any(entry is not None and len(entry.content.places) > 1 for entry in entries)
+
+    def addresses(self, entries: Sequence[int]) -> list[int]:
+        """Where these lie; -1 for those that are -1 or gone. Any thread may ask: what changes meanwhile is told."""
+        known = tuple(self._entries)
+        found = [known[index] if 0 <= index < len(known) else None for index in entries]
+        return [-1 if entry is None else entry.content.view.data_ptr() for entry in found]
+
+    @property
     def entry_bytes(self) -> int:
         return int(self.stack[0].numel() * self.stack.element_size())
 
@@ -176,6 +198,25 @@ class Slab:
         found = [entry.content for entry in self._entries if entry is not None] if self._num_guests else []
         return [content for content in found if content.home is not self]
 
+    def _free(self, index: int, content: Content) -> None:
+        self._by_fingerprint[content.fingerprint].remove(index)
+        del content.places[self]
+        if content.home is not self:
+            self._num_guests -= 1
+            content.home._guest_left(content)
+        elif content.places:
+            self._resting[index] = weakref.ref(content.view)  # a guest's lane that runs may be reading it
+            next(iter(content.places))._take_in(content)
+        elif self._store is not None:
+            self._store.forget(self.kind, content)
+        self._entries[index] = None
+
+    def _guest_left(self, content: Content) -> None:
+        """A content that only guests have had goes with the last of them."""
+        index = content.places[self]
+        if len(content.places) == 1 and self.users(index) == 0:
+            self._free(index, content)
+
     def _take_in(self, content: Content) -> None:
         """Where it lay, nobody needs it any more. Lanes that run keep that memory, or are given it by the store."""
         assert self._store is not None
@@ -187,12 +228,20 @@ class Slab:
         content.move(place)
 
     def _free_index(self) -> int:
-        if None in self._entries:
-            return self._entries.index(None)
+        for index, entry in enumerate(self._entries):
+            if entry is None and not self._rests(index):
+                return index
         if len(self._entries) == self.stack.shape[0]:
             self._grow()
         self._entries.append(None)
         return len(self._entries) - 1
+
+    def _rests(self, index: int) -> bool:
+        """Has a content moved out of this place that somebody still has by name?"""
+        known = self._resting.get(index)
+        if known is not None and known() is None:
+            del self._resting[index]
+        return index in self._resting
 
     def _grow(self) -> None:
         """Lanes that run keep the old memory alive, or are given it by whoever has called adopt()."""
@@ -210,6 +259,7 @@ class Slab:
         if stack.is_cuda:  # a lane on another stream may read as soon as it finds the new memory
             torch.cuda.current_stream(stack.device).synchronize()
         self.stack = stack
+        self._resting.clear()
         for index, content in stored:
             content.move(stack[index])
 
@@ -231,6 +281,10 @@ class Slab:
         physical = [self._shape[dim] for dim in self._order]
         stack = self._like.new_empty([capacity, *physical])
         return stack.permute(0, *(dim + 1 for dim in _inverse(self._order)))
+
+
+def _nobody() -> None:
+    pass
 
 
 def point(tensors: Iterable[Tensor], view: Tensor) -> None:

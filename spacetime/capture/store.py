@@ -3,8 +3,8 @@
 A frozen backbone under different heads is the case: the programs differ, their layers' slabs differ, the contents are
 equal. A slab that adopts a content asks the store first, and makes a guest of what lies in another slab (slab.py).
 
-Only where it pays and nothing loses: large weights that kernels read entry by entry, in the memory of a CPU. Kernels of
-a GPU find entries by their offset in one stack, so there every slab keeps its own.
+Only where it pays and nothing loses: large weights that kernels read entry by entry. Kernels of a GPU find those of a
+program that shares some by address (kernels/bound/owners.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from spacetime.capture.slab import Content
 # size is more than the products themselves take.
 LEAST_BYTES = 1 << 16
 
-_BY_ENTRY = ("linear", "conv", "embedding")  # read their first operand entry by entry
+# They read their first operand entry by entry.
+_BY_ENTRY = ("linear", "conv", "embedding", "gpu_linear", "gpu_conv", "gpu_embedding")
+_DEVICES = ("cpu", "cuda")  # torch says "cuda" for AMD's, too
+_WIDTH_BYTES = 16  # of loads on a GPU: what an address has to be a multiple of
 
 
 class Store:
@@ -34,7 +37,8 @@ class Store:
 
     def is_for(self, like: Tensor) -> bool:
         """Are contents of this size and place shared?"""
-        return like.device.type == "cpu" and like.nbytes >= self.least_bytes
+        is_aligned = like.device.type == "cpu" or like.nbytes % _WIDTH_BYTES == 0
+        return is_aligned and like.device.type in _DEVICES and like.nbytes >= self.least_bytes
 
     def find(self, kind: Hashable, fingerprint: bytes, tensor: Tensor) -> Content | None:
         """An equal content, in whichever slab it lies."""

@@ -24,12 +24,16 @@ from spacetime.cli.checks import Check
 from spacetime.errors import OptionError, SpacetimeError
 from spacetime.kernels import batched_gemm, native
 from spacetime.kernels import triton as triton_kernels
+from spacetime.kernels.triton.products import num_measured
+from spacetime.kernels.triton.table import shipped
 
 DEVICES = Path("/dev")
 CENSUS_LIMIT_S = 90.0
 CENSUS = (sys.executable, "-m", "spacetime.backends.cuda.census")
 CUBLAS = ("libcublas.so.13", "libcublas.so.12")
 LEAST_CAPABILITY = (8, 0)  # what the Triton kernels are compiled and tested for
+
+MEASURE_PRODUCTS = "python -m spacetime.kernels.triton.tune_products"
 
 THE_CPU = "the CPU device"
 PLAIN_STREAMS = "plain streams: lanes overlap on the whole device, nobody is confined"
@@ -47,6 +51,7 @@ def gpu_checks() -> Iterator[Check]:
     yield _triton()
     yield _cublas()
     yield _library()
+    yield _products()
     yield _program("nvcc", "for building the compiled library", "the library stays as it is, built or not")
     yield _program("nvidia-cuda-mps-control", "for comparisons with MPS", "benches leave MPS out", name="MPS")
 
@@ -148,7 +153,7 @@ def _capability() -> Check:
 
 
 def _triton() -> Check:
-    missing = triton_kernels.available()
+    missing = triton_kernels.missing()
     if missing is not None:
         return Check("Triton", "MISSING", missing, _or_cpu(PLAIN_TORCH))
     return Check("Triton", "PASS", f"{version('triton')}; slot kernels are compiled when they are first used")
@@ -171,10 +176,27 @@ def _library() -> Check:
         path = native.find("spacetime_cuda")
     except native.NativeError as error:
         return Check(name, "MISSING", f"{error.what}; {error.next_step}", instead)
-    missing = batched_gemm.available()
+    missing = batched_gemm.missing()
     if missing is not None:
         return Check(name, "MISSING", f"{path} is there, but: {missing}", instead)
     return Check(name, "PASS", str(path))
+
+
+def _products() -> Check:
+    """What the choice between slot kernels and libraries can go by (kernels/triton/products.py)."""
+    name = "measured products"
+    reason = unusable()
+    if reason is not None:
+        return Check(name, "MISSING", f"measured on a GPU only: {reason}", THE_CPU)
+    device = torch.cuda.get_device_name(0)
+    try:
+        number = num_measured(shipped(), device)
+    except OptionError as error:
+        return Check(name, "FAIL", f"{error.what}: {error.facts}")
+    if not number:
+        reason = f"none for {device}; {MEASURE_PRODUCTS} measures them"
+        return Check(name, "MISSING", reason, "a slot kernel for every product, faster or not")
+    return Check(name, "PASS", f"{number} for {device}; other shapes and mixes take slot kernels")
 
 
 def _program(program: str, purpose: str, instead: str, name: str = "") -> Check:

@@ -1,7 +1,7 @@
 """y[r] = x[r] @ W[slot[r]].T for all rows in one cuBLAS launch: the thin wrapper of csrc/batched_gemm.cu. CUDA only.
 
 Who a row belongs to lives in device memory, so a captured graph serves any mix of tenants. Needs the compiled
-library; `available()` says why it cannot be used here.
+library; `missing()` says why it cannot be used here.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def library() -> Library:
     return Library("spacetime_cuda", "st_error", _SIGNATURES)
 
 
-def available() -> str | None:
-    """None when it can be used; otherwise what is missing."""
+def missing() -> str | None:
+    """What it lacks to be used here; None when it can be."""
     try:
         count = c_int()
         library().call("st_cuda_device_count", byref(count))

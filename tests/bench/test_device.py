@@ -145,6 +145,20 @@ def test_what_no_time_is_left_for_is_left_out(monkeypatch: pytest.MonkeyPatch, t
     assert not any(map(went_well, load(tmp_path / "device.json")))
 
 
+def test_a_machine_that_tells_nothing_of_itself_runs_its_stages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(device: str) -> None:
+        raise RuntimeError("no driver answers")
+
+    monkeypatch.setattr(driver, "collect", fails)
+    script(monkeypatch, "")
+    (outcome,) = run_all([TRYING], tmp_path)
+    assert outcome.end == "done"
+    written = json.loads((tmp_path / "device.json").read_text())
+    assert written["provenance"] == {"error": "RuntimeError: no driver answers"} and len(written["outcomes"]) == 1
+
+
 def test_the_table_shows_what_failed() -> None:
     bad = Outcome("census", {}, 1.0, "exit code 1", [Finding("census", "confined", FAIL, "3 outside")], "Segmentation")
     assert "FAIL census: confined: 3 outside" in table([bad]) and "Segmentation" in table([bad])

@@ -9,6 +9,7 @@ import pytest
 from bench.device import contact
 from bench.device.__main__ import STAGES
 from bench.device.contact import PROBES, Contact
+from bench.device.findings import FAIL, Notes, read
 from tests.backends.cuda.fake_driver import FakeDriver
 from tests.backends.cuda.fake_gpu import FakeGpu, with_gpu
 
@@ -45,6 +46,24 @@ def test_a_whole_that_is_not_the_device_fails(on: Contact, monkeypatch: pytest.M
     monkeypatch.setattr(FakeDriver, "context_units", lambda self, context: 128)
     with pytest.raises(AssertionError, match="128"):
         PROBES["the unsplit device as a context"](on)
+
+
+def test_what_needs_no_partitions_is_asked_without_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """A driver that refuses is one finding, not the end of the stage."""
+    backend, gpu = with_gpu()
+
+    def refuse() -> FakeDriver:
+        raise TypeError("cuDevSmResourceSplitByCount() takes 5 positional arguments")
+
+    on = contact.first_contact(Notes("contact"), gpu, refuse)
+    (found,) = [read(line) for line in capsys.readouterr().out.splitlines()]
+    assert found is not None and found.status == FAIL and "takes 5 positional arguments" in found.facts
+    assert on.streams[0].cuda_stream != on.streams[1].cuda_stream
+    assert "Fake H200" in PROBES["facts of the card"](on)["card"]
+    PROBES["events between partitions"](on)
+    with pytest.raises(AssertionError, match="no partitions"):
+        PROBES["the unsplit device as a context"](on)
+    backend.close()
 
 
 def test_events_order_partitions_and_the_primary_context(on: Contact) -> None:

@@ -45,7 +45,7 @@ def test_what_one_graph_does_is_right_for_every_mix_and_a_wrong_owner_shows(mix:
 
 
 def test_a_way_that_cannot_be_used_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batched_gemm, "available", lambda: "it was not built")
+    monkeypatch.setattr(batched_gemm, "missing", lambda: "it was not built")
     assert stage._any_mix(BATCHED, LINEAR, HOPPER) == {"left_out": "it was not built"}
     assert "on the host" in stage._any_mix(GROUPED, LINEAR, replace(HOPPER, arch="80"))["left_out"]
 

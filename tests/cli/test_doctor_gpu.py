@@ -17,12 +17,16 @@ from spacetime.cli import doctor_gpu
 from spacetime.cli.checks import Check
 from spacetime.cli.doctor_gpu import gpu_checks
 from spacetime.errors import SpacetimeError
+from spacetime.kernels.triton.products import BADDBMM, SLOT, Shape
+from spacetime.kernels.triton.slot_linear import Shape as Linear
+from spacetime.kernels.triton.table import Measured, load
+from spacetime.values import encode
 
 take_census = doctor_gpu._census
 
 LINES = (
     *("CUDA", "HIP", "CUDA driver", "cuda.bindings", "green contexts", "confinement", "compute capability"),
-    *("Triton", "cuBLAS", "compiled library", "nvcc", "MPS"),
+    *("Triton", "cuBLAS", "compiled library", "measured products", "nvcc", "MPS"),
 )
 
 
@@ -119,6 +123,30 @@ def test_an_older_chip_computes_without_triton(on_a_gpu: pytest.MonkeyPatch, old
     on_a_gpu.setattr(torch.cuda, "get_device_capability", lambda: old)
     found = line("compute capability")
     assert found.status == "MISSING" and "Triton kernels need 8.0" in found.reason and "plain torch" in found.instead
+
+
+def measured(way: str, device: str, rows: int) -> Measured:
+    shape = Shape(Linear(rows, 1, 512, 512, "fp32"), rows)
+    return Measured(way, device, encode(shape), {"runs": way}, 9.5, "graphs", {})
+
+
+def test_products_are_counted_for_this_device_alone(on_a_gpu: pytest.MonkeyPatch) -> None:
+    found = line("measured products")
+    assert found.status == "MISSING" and "slot kernel" in found.instead
+    assert found.reason == "none for NVIDIA H200; python -m spacetime.kernels.triton.tune_products measures them"
+    h200, other = "NVIDIA H200", "NVIDIA B200"
+    entries = [measured(SLOT, h200, 4), measured(BADDBMM, h200, 4), measured(SLOT, h200, 16), measured(SLOT, other, 64)]
+    on_a_gpu.setattr(doctor_gpu, "shipped", lambda: {each.key: each for each in entries})
+    found = line("measured products")
+    assert (found.status, found.instead) == ("PASS", "")
+    assert found.reason == "2 for NVIDIA H200; other shapes and mixes take slot kernels"
+
+
+def test_a_broken_table_of_products_is_a_failure(on_a_gpu: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "configs.json").write_text("{}")
+    on_a_gpu.setattr(doctor_gpu, "shipped", lambda: load(tmp_path / "configs.json"))
+    found = line("measured products")
+    assert found.status == "FAIL" and "is no table of configs" in found.reason
 
 
 # -- the census -----------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def addresses_of(layers: Sequence[Layer], kernels: Sequence[Any]) -> tuple[int, 
     """The same of the kernels that read these layers."""
     table = entry_table(kernels)
     found = [layer.stack.data_ptr() for layer in layers]
-    return tuple(found if table is None else [*found, table.current().data_ptr()])
+    return tuple(found if table is None else [*found, *table.tables().identity])
 
 
 def looks_up(executable: CohortExecutable) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from spacetime.kernels.slot_conv import SlotConv
 from spacetime.kernels.triton import convolution
 from spacetime.kernels.triton.choose import Plan, convolution_plan
 from spacetime.kernels.triton.convolution import Pair
-from spacetime.kernels.triton.launch import Slotted, activated
+from spacetime.kernels.triton.launch import activated
 
 
 class BoundConv(Bound):
@@ -58,7 +59,7 @@ class BoundConv(Bound):
         """What a kernel gets, with memory for its output."""
         images = _nhwc(x, rows.total)
         weight = owners.slotted(self._weight)
-        weight = Slotted(weight.stack.permute(0, 1, 3, 4, 2), weight.entries)
+        weight = replace(weight, stack=weight.stack.permute(0, 1, 3, 4, 2))
         stride, padding, dilation = (_pair(value) for value in (self._stride, self._padding, self._dilation))
         _, out_channels, *kernel, _ = weight.stack.shape
         size = convolution.out_size((x.shape[2], x.shape[3]), _pair(kernel), stride, padding, dilation)

@@ -71,8 +71,10 @@ class BoundLinear(Bound):
             None if self._bias is None else owners.slotted(self._bias),
             None if residual is None else rows_first(residual, self._row_dim).reshape(out.shape).contiguous(),
         )
+        if flat.shape[1] <= wrapper.FEW and owners.are_single(self._weight, self._bias):  # rows of any mix
+            operands = wrapper.folded(operands)
         described = wrapper.describe(operands, self._activation)
-        decision = self._products.decide(rows, engine, described)
+        decision = self._products.decide(rows, engine, described, is_placed=weight.places is not None)
         if decision.way != SLOT:
             self._chose(decision.way, decision.reason)
             self._products.run(decision.way, rows, owners, operands, self._activation)

@@ -14,7 +14,7 @@ from torch import Tensor
 from spacetime.capture.fuse import Step
 from spacetime.capture.layer import Layer
 from spacetime.kernels.rowmap import MixError, RowMap
-from spacetime.kernels.triton import available, products
+from spacetime.kernels.triton import missing, products
 from spacetime.kernels.triton.launch import NAMES
 from spacetime.kernels.triton.table import Table, shipped
 from spacetime.kernels.triton.target import Target
@@ -63,9 +63,9 @@ def _engine(device: torch.device) -> Engine | str:
         return Engine(Target("interpreter", "cuda", "90", 1, 232448), {})
     if device.type != "cuda":
         return f"Triton has no kernels for {device.type}"
-    missing = available()
-    if missing is not None:
-        return missing
+    reason = missing()
+    if reason is not None:
+        return reason
     capability = torch.cuda.get_device_capability(device)
     if torch.version.hip is None and capability < _LEAST_CAPABILITY:
         return f"compute capability {capability[0]}.{capability[1]}: the kernels need 8.0"

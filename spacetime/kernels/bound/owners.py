@@ -4,12 +4,16 @@ Three tables. *Words*: how many rows count and the slot of each; they change wit
 of a lane or of a replay (rowmap.py). *Entries by slot*, int32[layers, slots]: which entry of its slab each tenant uses
 in each layer; tenants that share weights have equal entries. It changes when a tenant joins or leaves. *Entries by
 row*, int32[layers, rows]: what kernels read, made of the other two by the lane's first launch, on the device.
+
+Where a program shares weights with another one (capture/store.py), some of them lie in the slab of that program. Its
+large weights then have *places* beside their entries: addresses, int64, by slot and by row. Kernels take either.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,20 +35,47 @@ class FaultError(SpacetimeError, IndexError):
     """A row asked for an entry outside its table, as an embedding does for a token it does not know."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Tables:
+    """By slot, on the device. `placed`: the layers that `places` has a row for, in order.
+
+    `single`: layers of which several tenants, and all there are, have the same entry.
+    """
+
+    entries: Tensor
+    places: Tensor | None = None
+    placed: tuple[int, ...] = ()
+    single: frozenset[int] = frozenset()
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """Equal as long as what was bound to these tables reads what is there."""
+        places = () if self.places is None else (self.places.data_ptr(), *self.placed)
+        return (self.entries.data_ptr(), *places, -1, *sorted(self.single))
+
+    def holds(self, num_slots: int, placed: tuple[int, ...]) -> bool:
+        return self.entries.shape[1] >= num_slots and self.placed == placed
+
+
 class EntryTable:
     """The entries of all layers by slot, on the device. One per program.
 
     Lanes read it while tenants come and go: what it says of a tenant does not change as long as the tenant is there,
-    so it is rewritten in place. A table that is too narrow is replaced; the old one stays, a lane may be reading it.
+    but for places of weights that move; whoever replaces memory keeps the old one for the lanes that run. So it is
+    rewritten in place. Tables that are too narrow are replaced; the old ones stay, a lane may be reading them.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._layers = tuple(layers)
         self._lock = threading.Lock()
         self._version = -1
-        self._tables: list[Tensor] = []
+        self._tables: list[Tables] = []
 
     def current(self) -> Tensor:
+        """The entries of `tables`."""
+        return self.tables().entries
+
+    def tables(self) -> Tables:
         """Up to date for every tenant that has joined; a copy to the device only if one has since the last call."""
         if self._changes() != self._version and not (self._tables and _is_capturing()):
             with self._lock:
@@ -60,39 +91,68 @@ class EntryTable:
         if version == self._version:
             return
         entries = [list(layer.entries) for layer in self._layers]
-        num_slots = max(map(len, entries))
-        if not self._tables or self._tables[-1].shape[1] < num_slots:
-            width = max(_FEWEST_SLOTS, 1 << (num_slots - 1).bit_length())
-            device = self._layers[0].stack.device
-            self._tables.append(torch.empty((len(entries), width), dtype=torch.int32, device=device))
-        table = self._tables[-1]
-        array = np.full(tuple(table.shape), -1, dtype=np.int32)
-        for row, of_layer in zip(array, entries, strict=True):
-            row[: len(of_layer)] = of_layer
-        table.copy_(torch.from_numpy(array))  # waits: other streams read it from now on
+        num_slots, placed = max(map(len, entries)), self._placed()
+        if not self._tables or not self._tables[-1].holds(num_slots, placed):
+            self._tables.append(self._empty(num_slots, placed))
+        tables = self._tables[-1]
+        single = frozenset([index for index, of_layer in enumerate(entries) if _is_single(of_layer)])
+        if tables.single != single:
+            tables = self._tables[-1] = replace(tables, single=single)
+        _write(tables.entries, entries)
+        if tables.places is not None:
+            _write(tables.places, [self._layers[index].slab.addresses(entries[index]) for index in placed])
         self._version = version
+
+    def _placed(self) -> tuple[int, ...]:
+        """All large weights, or none: kernels of one kind then read them in one way, and can be one launch.
+
+        Who has ever shared one keeps it so, or graphs would be captured again whenever somebody comes and goes.
+        """
+        if self._tables and self._tables[-1].placed:
+            return self._tables[-1].placed
+        if not any(layer.slab.shares for layer in self._layers):
+            return ()
+        return tuple([index for index, layer in enumerate(self._layers) if layer.slab.may_share])
+
+    def _empty(self, num_slots: int, placed: tuple[int, ...]) -> Tables:
+        width, device = max(_FEWEST_SLOTS, 1 << (num_slots - 1).bit_length()), self._layers[0].stack.device
+        entries = torch.empty((len(self._layers), width), dtype=torch.int32, device=device)
+        places = torch.empty((len(placed), width), dtype=torch.int64, device=device) if placed else None
+        return Tables(entries, places, placed)
+
+
+def _is_single(entries: Sequence[int]) -> bool:
+    known = [entry for entry in entries if entry >= 0]
+    return len(known) > 1 and len(set(known)) == 1
+
+
+def _write(table: Tensor, rows: Sequence[Sequence[int]]) -> None:
+    array = np.full(tuple(table.shape), -1, dtype=np.int32 if table.dtype == torch.int32 else np.int64)
+    for row, values in zip(array, rows, strict=True):
+        row[: len(values)] = values
+    table.copy_(torch.from_numpy(array))  # waits: other streams read it from now on
 
 
 class Owners:
     """The tables of one lane, for its stream. Without an engine there are none, and `reason` says why."""
 
-    def __init__(self, engine: Engine | str, total: int, words: Tensor | None, table: Tensor | None) -> None:
+    def __init__(self, engine: Engine | str, total: int, words: Tensor | None, tables: Tables | None) -> None:
         self.engine = engine
         self.total = total
         self.has_lookups = False
         self._workspace: Tensor | None = None
         if isinstance(engine, str):
             return
-        assert words is not None and table is not None
-        slots, num_active = slots_in(words), words[:1]
-        out = table.new_empty(table.shape[0], slots.shape[0])
-        operands = row_entries.Operands(table, slots, num_active, out)
-        shape = row_entries.Shape(slots.shape[0], *table.shape)
-        row_entries.launch(shape, row_entries.default(shape, engine.target), operands, engine.target).run()
-        self.num_active = num_active
+        assert words is not None and tables is not None
+        self.num_active = words[:1]
         self.faults = faults_in(words)
-        self._by_row = out
-        self._entries = out.unbind(0)
+        self._by_row = _by_row(engine, tables.entries, words)
+        self._entries = self._by_row.unbind(0)
+        self._single = tables.single
+        self._places: dict[int, Tensor] = {}
+        if tables.places is not None:
+            places = _by_row(engine, tables.places, words).unbind(0)
+            self._places = dict(zip(tables.placed, places, strict=True))
         self._known: Tensor | None = None
         self._by_entry: ByEntry | None = None
 
@@ -106,7 +166,11 @@ class Owners:
         return self._entries[operand.index]
 
     def slotted(self, operand: Operand) -> Slotted:
-        return Slotted(operand.layer.stack, self._entries[operand.index])
+        return Slotted(operand.layer.stack, self._entries[operand.index], self._places.get(operand.index))
+
+    def are_single(self, *operands: Operand | None) -> bool:
+        """Do all tenants have the same entry of each of these? Then any mix of them does."""
+        return all(operand is None or operand.index in self._single for operand in operands)
 
     def index(self, operand: Operand) -> Tensor:
         """int32[rows]: entries to gather by; idle rows get some tenant's, which nobody sees."""
@@ -133,6 +197,16 @@ class Owners:
         return self._workspace
 
 
+def _by_row(engine: Engine, table: Tensor, words: Tensor) -> Tensor:
+    """[layers, rows]: what the table says of each row's slot, -1 for idle rows."""
+    slots = slots_in(words)
+    out = table.new_empty(table.shape[0], slots.shape[0])
+    operands = row_entries.Operands(table, slots, words[:1], out)
+    shape = row_entries.Shape(slots.shape[0], *table.shape)
+    row_entries.launch(shape, row_entries.default(shape, engine.target), operands, engine.target).run()
+    return out
+
+
 class MakeOwners:
     """The first step of a program: (rows) -> the owners of the lane."""
 
@@ -145,14 +219,18 @@ class MakeOwners:
         engine = engine_of(device)
         if isinstance(engine, str):
             return Owners(engine, rows.total, None, None)
-        table = self.table.current()
+        tables = self.table.tables()
         if _is_capturing():
-            self._show(table)
-        return Owners(engine, rows.total, rows.words(device), table)
+            self._show(tables)
+        return Owners(engine, rows.total, rows.words(device), tables)
 
-    def _show(self, table: Tensor) -> None:
-        """Who records a graph sees what torch operations read, and keeps it; of Triton launches it sees nothing."""
-        for tensor in (table, *(layer.stack for layer in self._layers)):
+    def _show(self, tables: Tables) -> None:
+        """Who records a graph sees what torch operations read, and keeps it; of Triton launches it sees nothing.
+
+        Slabs of other programs are not kept: the graph reads where they are, and that may change.
+        """
+        places = () if tables.places is None else (tables.places,)
+        for tensor in (tables.entries, *places, *(layer.stack for layer in self._layers)):
             tensor.detach()
 
 

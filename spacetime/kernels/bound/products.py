@@ -11,6 +11,7 @@ from spacetime.kernels.triton.products import (
     BADDBMM,
     BATCHED,
     GROUPED,
+    SLOT,
     UNMEASURED,
     WAYS,
     Decision,
@@ -29,16 +30,19 @@ class Products:
     def __init__(self, weight: Operand, bias: Operand | None) -> None:
         self._weight = weight
         self._bias = bias
-        self._decisions: dict[tuple[Linear, int, int], Decision] = {}
+        self._decisions: dict[tuple[Linear, int, int, bool], Decision] = {}
 
-    def decide(self, rows: RowMap, engine: Engine, shape: Linear) -> Decision:
+    def decide(self, rows: RowMap, engine: Engine, shape: Linear, *, is_placed: bool) -> Decision:
+        """`is_placed`: are its weights found by address?"""
         if not engine.has_products:
             return UNMEASURED
         slots, num_entries = self._num_in_block(rows), self._weight.layer.stack.shape[0]
-        known = (shape, slots, num_entries)
+        known = (shape, slots, num_entries, is_placed)
         decision = self._decisions.get(known)
         if decision is None:
             usable = [way for way in WAYS if _refusal(way, shape, engine, num_entries) is None]
+            if is_placed:  # the others count entries of the slab, and some may lie elsewhere; the block lies in it
+                usable = [way for way in usable if way in (SLOT, BADDBMM)]
             decision = (
                 decide(Shape(shape, slots), usable, engine.target, engine.table)
                 if slots
@@ -78,4 +82,4 @@ class Products:
 
 
 def _refusal(way: str, shape: Linear, engine: Engine, num_entries: int) -> str | None:
-    return batched_gemm.available() if way == BATCHED else refusal(way, shape, engine.target, num_entries)
+    return batched_gemm.missing() if way == BATCHED else refusal(way, shape, engine.target, num_entries)

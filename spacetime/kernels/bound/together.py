@@ -4,6 +4,8 @@ Equal layers of few rows are the same kernel once for each program (triton/stack
 grouped_linear, whatever their shapes. A table says where each program's rows, weights, biases and results lie; who the
 rows belong to is read from the owners of each program, so a captured launch serves any mix. Which tiles there are
 depends on shapes alone: that table is made once for numbers of rows up to a power of two, and stays on the device.
+Where all rows of each program use the same weights, as of a frozen backbone, they are one row with the rows of x of
+all. So programs that share them (owners.py) read them in one place, in one launch, once for each tile of rows.
 Calls that neither takes are launched by themselves (linear.py), and `apart` says why.
 """
 
@@ -99,6 +101,11 @@ class _Call:
         bias = None if self._bias is None else owners.slotted(self._bias)
         return slot_linear.Operands(flat, weight, owners.num_active, out, bias, residual)
 
+    def is_one(self, given: _Given) -> bool:
+        """Do few rows of x, of all rows, meet the same weights?"""
+        is_single = given.owners.are_single(self._weight, self._bias)
+        return is_single and given.flat.shape[1] <= slot_linear.FEW
+
     def result(self, given: _Given, out: Tensor) -> Tensor:
         first = rows_first(given.x, self._row_dim)
         y = out.view(*first.shape[:-1], out.shape[2])
@@ -120,6 +127,8 @@ class BoundTogetherLinear:
         given = {part: self._calls[part].given(rows, values[part]) for part, rows in parts.items()}
         apart = {part: reason for part, own in given.items() if (reason := self._calls[part].refusal(own)) is not None}
         operands = {part: self._calls[part].operands(own) for part, own in given.items() if part not in apart}
+        if all(self._calls[part].is_one(given[part]) for part in operands):  # one alone would not be like the others
+            operands = {part: slot_linear.folded(own) for part, own in operands.items()}
         left = self._stacked(spans, given, operands)
         apart |= {part: reason for part in left if (reason := self._calls[part].too_narrow(given[part])) is not None}
         fit = [part for part in left if part not in apart]
@@ -138,7 +147,7 @@ class BoundTogetherLinear:
     def _stacked(self, spans: Spans, given: dict[int, _Given], operands: dict[int, slot_linear.Operands]) -> list[int]:
         """Launch what is alike and served best without tensor cores. Which calls are left."""
         launches = {}
-        total = sum([given[part].rows.total for part in operands])
+        total = sum([own.x.shape[0] for own in operands.values()])
         for part, own in operands.items():
             engine = _engine(given[part])
             described = slot_linear.describe(own, self._calls[part].activation)
@@ -158,7 +167,7 @@ class BoundTogetherLinear:
         activations = [self._calls[part].activation for part in of_calls]
         shape = grouped_linear.describe(operands, activations, PROGRAMS_PER_UNIT * engine.target.num_units)
         problems = spans.upload(grouped_linear.problem_table(shape, operands), operands.layers[0].x.device)
-        like = replace(shape, layers=tuple([replace(each, rows=power_of_two(each.rows)) for each in shape.layers]))
+        like = replace(shape, layers=tuple(map(_rounded, shape.layers)))
         config = config_for(grouped_linear, like, engine.target, engine.table)
         tables = grouped_linear.Tables(problems, self._tiles_of(like, config, spans, problems.device))
         grouped_linear.launch(like, config, replace(operands, tables=tables), engine.target).run()
@@ -177,6 +186,13 @@ class BoundTogetherLinear:
         # Waits for the copy: lanes on other streams read it from now on.
         tiles = self._tiles[like] = torch.empty_like(table, device=device).copy_(table)
         return tiles
+
+
+def _rounded(layer: slot_linear.Shape) -> slot_linear.Shape:
+    """For tables of tiles: there are few of them, and tiles of rows that are not there do nothing."""
+    if layer.rows == 1:  # perhaps it is the rows of all
+        return replace(layer, m=power_of_two(layer.m))
+    return replace(layer, rows=power_of_two(layer.rows))
 
 
 def _engine(given: _Given) -> Engine:

@@ -16,8 +16,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 
-def available() -> str | None:
-    """None when the kernels can run here; otherwise what is missing."""
+def missing() -> str | None:
+    """What the kernels lack to run here; None when they can."""
     if find_spec("triton") is None:
         return "triton is not installed"
     import torch

@@ -28,6 +28,7 @@ FIELDS = (
     *("m", "n", "k"),
     *("x_row", "weight_slot", "bias_slot", "residual_row", "out_row"),  # strides in elements
     "activation",  # its index in ACTIVATIONS
+    "weight_places",  # an address, or 0: then entries count in `weight`
 )
 _PROBLEM_WORDS = 24  # FIELDS, padded
 _NOBODY = 1 << 30  # a row that no batch has
@@ -150,6 +151,7 @@ def _problem(shape: slot_linear.Shape, operands: slot_linear.Operands) -> list[i
         **{"bias_slot": 0 if bias is None else bias.stride},
         **{"residual_row": 0 if residual is None else residual.stride(0)},
         "activation": ACTIVATIONS.index(shape.activation),
+        "weight_places": 0 if operands.weight.places is None else operands.weight.places.data_ptr(),
     }
     return [words[field] for field in FIELDS] + [0] * (_PROBLEM_WORDS - len(FIELDS))
 

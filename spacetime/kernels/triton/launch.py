@@ -26,14 +26,24 @@ _INT32_LIMIT = 2**31
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slotted:
-    """The entries of a slab, and for every row the one that it uses: int32[rows], -1 for an idle row."""
+    """The entries of a slab, and for every row the one that it uses: int32[rows], -1 for an idle row.
+
+    `places`: where each row's entry lies, int64[rows], for entries that may lie in other memory than `stack`; device
+    code then reads these addresses, and of `stack` it takes types and strides only.
+    """
 
     stack: Tensor
     entries: Tensor
+    places: Tensor | None = None
 
     @property
     def stride(self) -> int:
         return self.stack.stride(0)
+
+    @property
+    def table(self) -> Tensor:
+        """What device code finds a row's entry by."""
+        return self.entries if self.places is None else self.places
 
     def __str__(self) -> str:
         return f"{self.stack.dtype}{tuple(self.stack.shape)} for {self.entries.numel()} rows"
@@ -74,7 +84,7 @@ def table_arguments(**operands: Slotted | None) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for name, operand in operands.items():
         arguments[name] = None if operand is None else operand.stack
-        arguments[f"{name}_entry"] = None if operand is None else operand.entries
+        arguments[f"{name}_entry"] = None if operand is None else operand.table
         arguments[f"{name}_slot"] = 0 if operand is None else operand.stride
     return arguments
 
@@ -120,8 +130,9 @@ def check(where: str, rows: int, num_active: Tensor, operands: list[Slotted], *p
     """The part of the contract that all kernels share, then `problems`: (is it wrong, the facts)."""
     shared = [(num_active.dtype != torch.int32 or num_active.numel() != 1, f"num_active is {num_active.dtype}[]")]
     for operand in operands:
-        table, stack = operand.entries, operand.stack
-        wrong_table = table.dtype != torch.int32 or table.numel() < rows or not table.is_contiguous()
+        table, stack = operand.table, operand.stack
+        dtype = torch.int32 if operand.places is None else torch.int64
+        wrong_table = table.dtype != dtype or table.numel() < rows or not table.is_contiguous()
         shared += [
             (wrong_table, f"a table is {table.dtype}[{table.numel()}] for {rows} rows"),
             (not _is_dense(stack), f"an entry of {tuple(stack.shape)} is not contiguous: strides {stack.stride()}"),

@@ -59,6 +59,11 @@ def is_in(table: Table) -> bool:
     return any(kernel in WAYS for kernel, _, _ in table)
 
 
+def num_measured(table: Table, device: str) -> int:
+    """Products of this device that there is something to decide by: shapes and mixes with a time of the slot kernel."""
+    return sum(1 for kernel, of_device, _ in table if kernel == SLOT and of_device == device)
+
+
 def refusal(way: str, shape: slot_linear.Shape, target: Target, num_entries: int) -> str | None:
     """Why a way cannot compute a product with a slab of so many entries; None if it can."""
     if way != GROUPED:

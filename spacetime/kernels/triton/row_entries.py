@@ -39,8 +39,8 @@ class Config(Value):
 class Operands:
     """entries[layers, slots], slots[rows], num_active[1] and out[layers, rows]: int32, contiguous.
 
-    Only the first num_active words of `slots` are looked at; -1 is written for the other rows, and for a slot that is
-    no column of `entries`.
+    `entries` and `out` may be int64: addresses of entries. Only the first num_active words of `slots` are looked at;
+    -1 is written for the other rows, and for a slot that is no column of `entries`.
     """
 
     entries: Tensor
@@ -54,7 +54,8 @@ def describe(operands: Operands) -> Shape:
     tensors = (operands.entries, operands.slots, operands.num_active, operands.out)
     where = f"{NAME} of entries{tuple(operands.entries.shape)} and slots{tuple(operands.slots.shape)}"
     for tensor in tensors:
-        if tensor.dtype != torch.int32 or not tensor.is_contiguous():
+        is_place = operands.entries.dtype == torch.int64 and (tensor is operands.entries or tensor is operands.out)
+        if tensor.dtype != (torch.int64 if is_place else torch.int32) or not tensor.is_contiguous():
             raise InputError(where, f"{tensor.dtype}, strides {tensor.stride()}", "int32 and contiguous")
     (layers, slots), (rows,) = operands.entries.shape, operands.slots.shape
     if operands.out.shape != (layers, rows) or operands.num_active.numel() != 1:

@@ -92,7 +92,7 @@ def launch(shape: Shape, config: Config, operands: Operands, target: Target) -> 
         NAME,
         (cdiv(shape.m, config.block_m) * cdiv(shape.width, config.block_n), shape.rows),
         {
-            **{"indices": operands.indices, "w": weight.stack, "w_entry": weight.entries, "w_slot": weight.stride},
+            **{"indices": operands.indices, "w": weight.stack, "w_entry": weight.table, "w_slot": weight.stride},
             **{"y": operands.out, "num_active": operands.num_active, "faults": operands.faults},
             **{"M": shape.m, "NUM_EMBEDDINGS": shape.num_embeddings, "WIDTH": shape.width},
             **{"indices_row": operands.indices.stride(0), "y_row": operands.out.stride(0)},

@@ -7,7 +7,7 @@ summed in a fixed order, so the result does not depend on timing. slot_gemv.py d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -33,6 +33,7 @@ from spacetime.kernels.triton.target import Target
 from spacetime.values import Value
 
 NAME = "slot_linear"
+FEW = 16  # rows of x: so many are less work than reading the weights that they meet
 ARRIVALS = 4096  # words for arrivals at least, so that launches one after another can share a workspace
 
 
@@ -73,6 +74,16 @@ class Operands:
     bias: Slotted | None = None
     residual: Tensor | None = None
     workspace: Tensor | None = None  # int32[workspace_words], arrivals zero; not for two launches at a time
+
+
+def folded(operands: Operands) -> Operands:
+    """The same product as one row that has the rows of all, for rows that use the same entries.
+
+    So weights are read once for many rows of x, and not once for each. Idle rows are computed with the others.
+    """
+    x, out, residual = operands.x, operands.out, operands.residual
+    added = None if residual is None else residual.reshape(1, -1, residual.shape[2])
+    return replace(operands, x=x.reshape(1, -1, x.shape[2]), out=out.view(1, -1, out.shape[2]), residual=added)
 
 
 def describe(operands: Operands, activation: str = "none", precision: str = "ieee") -> Shape:

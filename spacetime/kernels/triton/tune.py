@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from spacetime.kernels.triton import available
+from spacetime.kernels.triton import missing
 from spacetime.kernels.triton.choose import KERNELS
 from spacetime.kernels.triton.convolution import Shape as Convolution
 from spacetime.kernels.triton.slot_layernorm import Shape as Norm
@@ -215,9 +215,9 @@ def main(arguments: list[str]) -> int:
     shapes = usual_shapes()
     if given.kernel:
         shapes = [(given.kernel, decode(KERNELS[given.kernel].Shape, json.loads(given.shape)))]
-    missing = available()
-    if missing:
-        print(f"tuning needs a GPU and triton\n  {missing}", file=sys.stderr)
+    reason = missing()
+    if reason:
+        print(f"tuning needs a GPU and triton\n  {reason}", file=sys.stderr)
         return 1
     target = Target.of(torch.device("cuda"))
     cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size

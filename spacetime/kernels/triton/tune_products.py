@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spacetime.kernels import batched_gemm
-from spacetime.kernels.triton import available, products, slot_linear, ways
+from spacetime.kernels.triton import missing, products, slot_linear, ways
 from spacetime.kernels.triton.choose import linear_plan
 from spacetime.kernels.triton.launch import Slotted
 from spacetime.kernels.triton.products import BADDBMM, BATCHED, GROUPED, SLOT, Shape
@@ -57,7 +57,7 @@ class Way:
 
     def refusal(self, shape: Shape, target: Target) -> str | None:
         if self.name == BATCHED:
-            return batched_gemm.available()
+            return batched_gemm.missing()
         return products.refusal(self.name, shape.linear, target, shape.slots)
 
     def workspace_words(self, shape: Shape, config: Config) -> int:
@@ -155,9 +155,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--shape", help='a descriptor as JSON: {"linear": {"rows": 16, "m": 1, ...}, "slots": 16}')
     given = parser.parse_args(arguments)
     shapes = [decode(Shape, json.loads(given.shape))] if given.shape else usual_shapes()
-    missing = available()
-    if missing:
-        print(f"tuning needs a GPU and triton\n  {missing}", file=sys.stderr)
+    reason = missing()
+    if reason:
+        print(f"tuning needs a GPU and triton\n  {reason}", file=sys.stderr)
         return 1
     target = Target.of(torch.device("cuda"))
     timer = GraphTimer(target, torch.cuda.get_device_properties(0).L2_cache_size)

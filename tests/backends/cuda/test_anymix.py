@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -209,7 +210,8 @@ def test_a_cohort_that_has_grown_out_of_its_slabs_is_captured_again(made: Made) 
 def test_a_table_of_entries_that_was_replaced_is_noticed() -> None:
     one = OneGraph(bucket=4)
     one.check(*BOTH)
-    one.cohort.table._tables.append(one.cohort.table.current().clone())
+    tables = one.cohort.table.tables()
+    one.cohort.table._tables.append(replace(tables, entries=tables.entries.clone()))
     assert one.graph.is_usable(), "nobody has joined"
     one.cohort.leave("d")
     assert not one.graph.is_usable() and one.graph.is_outgrown

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -21,6 +22,7 @@ from spacetime.kernels.triton import launch, slot_conv2d, slot_linear
 from spacetime.kernels.triton.launch import ITEM_BYTES, Launch
 from tests.kernels.triton.compiled_cases import CORE, MORE, Case
 from tests.kernels.triton.offline import TARGETS, Binary, compile_for
+from tests.slow import mostly
 
 SOURCES = Path(launch.__file__).parent / "sources"
 
@@ -61,6 +63,23 @@ def check(case: Case, target: str) -> None:
 @pytest.mark.parametrize("name", CORE)
 def test_a_kernel_compiles_to_what_it_was_written_for(name: str, target: str) -> None:
     check(CORE[name], target)
+
+
+BY_ADDRESS = ("linear bf16 m=1", "linear bf16 m=128", "gemv fp32 m=1", "conv 3x3 bf16", "embedding bf16")
+
+
+@pytest.mark.parametrize("target", mostly(TARGETS, slow=[name for name in TARGETS if name != "sm_90"]))
+@pytest.mark.parametrize("name", BY_ADDRESS)
+def test_weights_that_are_found_by_address_cost_nothing(name: str, target: str) -> None:
+    """Those that several programs share, see kernels/bound/owners.py: no alignment is lost on the way."""
+    case, device = CORE[name], TARGETS[target]
+    by_entry = case.launch(device)
+    places = torch.empty(by_entry.arguments["w_entry"].numel(), dtype=torch.int64, device="meta")
+    by_address = replace(by_entry, arguments={**by_entry.arguments, "w_entry": places})
+    found, own = (compile_for(each, device) for each in (by_address, by_entry))
+    assert not complaints(case, by_address, found, target)
+    wanted = (own.wide_loads, own.has_wgmma, own.shared_bytes)
+    assert (found.wide_loads, found.has_wgmma, found.shared_bytes) == wanted
 
 
 @pytest.mark.slow

@@ -173,7 +173,7 @@ def cublas(
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batched_gemm, "available", lambda: None)
+    monkeypatch.setattr(batched_gemm, "missing", lambda: None)
     monkeypatch.setattr(batched_gemm, "linear", lambda *operands: cublas(*operands, operands[0], operands[0]))
 
 
@@ -276,7 +276,7 @@ def test_a_shape_that_was_cut_short_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_used_here_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batched_gemm, "available", lambda: "it was not built")
+    monkeypatch.setattr(batched_gemm, "missing", lambda: "it was not built")
     said, shape = list[str](), Shape(replace(LINEAR, dtype="fp32"), 4)
     tune_shapes([shape], HOPPER, timer(dict.fromkeys(WAYS, 1.0)), tmp_path / "configs.json", said.append)
     assert {kernel for kernel, _, _ in load(tmp_path / "configs.json")} == {SLOT, BADDBMM}

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from spacetime.errors import InputError, OptionError, SpacetimeError
 from spacetime.kernels.triton import (
-    available,
     convolution,
     grouped_linear,
+    missing,
     slot_embedding,
     slot_gemv,
     slot_layernorm,
@@ -61,14 +61,14 @@ def test_importing_the_package_does_not_import_triton() -> None:
     assert answer.stdout.strip() == "False"
 
 
-def test_available_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spacetime.kernels.triton.find_spec", lambda _: None)
-    assert available() == "triton is not installed"
+    assert missing() == "triton is not installed"
     monkeypatch.setattr("spacetime.kernels.triton.find_spec", lambda _: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert available() == "there is no GPU that PyTorch can use"
+    assert missing() == "there is no GPU that PyTorch can use"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert available() is None
+    assert missing() is None
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -254,7 +254,7 @@ def test_the_shapes_that_are_tuned_have_candidates() -> None:
 
 
 def test_tuning_needs_a_gpu_and_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(tune, "available", lambda: "there is none")
+    monkeypatch.setattr(tune, "missing", lambda: "there is none")
     assert tune.main([]) == 1
     assert "there is none" in capsys.readouterr().err
 

@@ -14,6 +14,21 @@ def entry_of(table, num_active, r):
 
 
 @triton.jit
+def weights_of(w, entry, w_slot, MULTIPLE: tl.constexpr):
+    """Where the weights of an entry start: int32 counts entries of w, int64 is an address, and w tells its type only.
+
+    MULTIPLE: of elements, what an entry starts at a multiple of; 1 leaves that to what is known of w_slot.
+    """
+    if entry.dtype == tl.int64:
+        start = tl.multiple_of(entry.to(w.dtype), 16)
+    elif MULTIPLE > 1:
+        start = w + tl.multiple_of(entry.to(tl.int64) * w_slot, MULTIPLE)
+    else:
+        start = w + entry.to(tl.int64) * w_slot
+    return start
+
+
+@triton.jit
 def per_output(values, entries, values_slot, r, columns, num_columns):
     """A row's vector over output columns, as fp32: its bias, scale or shift."""
     entry = tl.load(entries + r).to(tl.int64)

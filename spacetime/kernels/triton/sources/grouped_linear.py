@@ -43,7 +43,10 @@ def grouped_linear_kernel(
         depth = tl.where(live, K, 0)
         # Alignment is said after the cast: an address loses it on the way from integer to pointer.
         xb = tl.multiple_of(tl.load(d).to(like.dtype), 16) + tl.multiple_of(r * tl.load(d + 11), UNIT)
-        wb = tl.multiple_of(tl.load(d + 1).to(like.dtype), 16) + tl.multiple_of(entry * tl.load(d + 12), UNIT)
+        places = tl.load(d + 17)
+        place = tl.load(places.to(tl.pointer_type(tl.int64)) + r, mask=live & (places != 0), other=0)
+        own = tl.load(d + 1) + entry * (tl.load(d + 12) * (16 // UNIT))
+        wb = tl.multiple_of(tl.where(places != 0, place, own).to(like.dtype), 16)
         xm = tl.where(om < M, om, 0)
         wn = tl.where(on < N, on, 0)
         if SWAPPED:

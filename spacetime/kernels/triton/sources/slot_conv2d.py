@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from spacetime.kernels.triton.sources.common import activate, entry_of, per_output
+from spacetime.kernels.triton.sources.common import activate, entry_of, per_output, weights_of
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def slot_conv2d_kernel(
     channels = C * GROUPS
     xb = x + r.to(tl.int64) * x_row + group * C
     wn = group * OUT_C + tl.where(on < OUT_C, on, 0)
-    wp = w + entry.to(tl.int64) * w_slot + wn[None, :] * DEPTH + ok[:, None]
+    wp = weights_of(w, entry, w_slot, 1) + wn[None, :] * DEPTH + ok[:, None]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if C % BLOCK_K == 0:  # a block lies in one tap of the window
         for k in range(0, DEPTH, BLOCK_K):

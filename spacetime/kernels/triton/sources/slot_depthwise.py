@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from spacetime.kernels.triton.sources.common import activate, entry_of, per_output
+from spacetime.kernels.triton.sources.common import activate, entry_of, per_output, weights_of
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def slot_depthwise_kernel(
     corner = (om // OUT_W // OUT_H * H + top) * W + left
     mask = (om < M)[:, None] & (oc < OUT_C)[None, :]
     xb = x + r.to(tl.int64) * x_row + (oc // MULTIPLIER)[None, :]
-    wp = w + entry.to(tl.int64) * w_slot + oc * (KERNEL_H * KERNEL_W)
+    wp = weights_of(w, entry, w_slot, 1) + oc * (KERNEL_H * KERNEL_W)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for kh in range(KERNEL_H):  # not unrolled: all taps' loads at once would fill the registers
         for kw in tl.static_range(KERNEL_W):

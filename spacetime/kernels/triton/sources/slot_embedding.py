@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from spacetime.kernels.triton.sources.common import entry_of
+from spacetime.kernels.triton.sources.common import entry_of, weights_of
 
 
 @triton.jit
@@ -37,9 +37,9 @@ def slot_embedding_kernel(
     index = tl.load(indices + r.to(tl.int64) * indices_row + om, mask=om < M, other=0).to(tl.int64)
     known = (index >= 0) & (index < NUM_EMBEDDINGS)
     mask = (om < M)[:, None] & (on < WIDTH)[None, :]
-    at = entry.to(tl.int64) * w_slot + index[:, None] * WIDTH + on[None, :]
+    at = index[:, None] * WIDTH + on[None, :]
     # An index outside reads nothing, not its neighbour's weights: NaN, and a mark that fails the request.
-    v = tl.load(w + at, mask=mask & known[:, None], other=0.0)
+    v = tl.load(weights_of(w, entry, w_slot, 1) + at, mask=mask & known[:, None], other=0.0)
     v = tl.where(known[:, None], v.to(tl.float32), float("nan")).to(y.dtype.element_ty)
     tl.store(y + r.to(tl.int64) * y_row + om[:, None].to(tl.int64) * WIDTH + on[None, :], v, mask=mask)
     wrong = tl.max(tl.where(known, 0, 1), 0)

@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from spacetime.kernels.triton.sources.common import entry_of, finish
+from spacetime.kernels.triton.sources.common import entry_of, finish, weights_of
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def slot_gemv_kernel(
     xm = tl.where(om < M, om, 0)
     wn = tl.where(on < N, on, 0)
     xb = x + tl.multiple_of(r.to(tl.int64) * x_row, K_MULTIPLE)
-    wb = w + tl.multiple_of(entry.to(tl.int64) * w_slot, K_MULTIPLE)
+    wb = weights_of(w, entry, w_slot, K_MULTIPLE)
     xp = xb + xm[:, None, None] * K + ok[None, None, :]
     wp = wb + wn[None, :, None] * K + ok[None, None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), tl.float32)

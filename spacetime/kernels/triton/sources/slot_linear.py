@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from spacetime.kernels.triton.sources.common import entry_of, finish
+from spacetime.kernels.triton.sources.common import entry_of, finish, weights_of
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def slot_linear_kernel(
     xm = tl.where(om < M, om, 0)
     wn = tl.where(on < N, on, 0)
     xb = x + tl.multiple_of(r.to(tl.int64) * x_row, K_MULTIPLE)
-    wb = w + tl.multiple_of(entry.to(tl.int64) * w_slot, K_MULTIPLE)
+    wb = weights_of(w, entry, w_slot, K_MULTIPLE)
     if SWAPPED:
         xp = xb + xm[None, :] * K + ok[:, None]
         wp = wb + wn[:, None] * K + ok[None, :]

@@ -336,5 +336,25 @@ def test_what_the_stage_for_devices_does_but_for_its_clocks() -> None:
     assert len(own) == 2 and own[0].bucket == 2
 
 
+def test_the_stage_for_devices_shares_the_trunk_of_unlike_heads() -> None:
+    makes, trunk = [], lambda seed: seeded(lambda: Mlp(width=128, depth=1, classes=16), seed)
+    for classes in (2, 3):
+        makes.append(merged_stage._headed(trunk, 16, classes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(merged_stage.PAIRS, "small heads", (*makes, floats(128), False))  # type: ignore[arg-type]
+        patch.setattr(merged_stage, "SHARING", ("small heads",))
+        pair = merged_stage.Pair("small heads", torch.float32, "cpu", num_each=2)
+    assert max(pair.eagerly(requests) for requests in pair.mixes()) <= 1e-5
+    assert pair.launched["shared_mb"] == round(4 * 128 * 128 / 1e6, 2)
+    gpu = FakeGpu()
+    stream = gpu.new_stream()
+    graph = pair.graph(gpu, stream.cuda_stream)
+    for requests in pair.mixes():
+        mix, calls = pair.mix(requests)
+        with gpu.under(stream):
+            assert pair.worst(requests, graph.serve(mix, calls)) <= 1e-5
+    assert gpu.problems == []
+
+
 def small_mlp(depth: int, classes: int = 6) -> Callable[[], nn.Module]:
     return lambda: Mlp(width=16, depth=depth, classes=classes)

@@ -28,7 +28,7 @@ LINEAR, GEMV, LAYERNORM = run(cases.LINEAR, 1), run(cases.GEMV, 1), run(cases.LA
 IMAGE, FOLDED, GROUPS = (run(cases.CONVOLUTION, number) for number in (0, 1, 3))
 DEPTHWISE, MULTIPLIED = (run(cases.DEPTHWISE, number) for number in (0, 1))
 EMBEDDING, GROUPED, ENTRIES = cases.run_embedding, cases.run_grouped, cases.run_entries
-TABLE = "entry.to(tl.int64) * w_slot"
+TABLE = "weights_of(w, entry, w_slot"
 COLUMNS = "tl.where(column[None, :], v -"
 BORDER = "inside = (top + down >= 0) & (top + down < H) & (left + right >= 0) & (left + right < W)"
 
@@ -37,8 +37,8 @@ PLANTED: dict[str, tuple[str, str, str, str, Callable[[], None]]] = {
     "the row instead of its slot": (
         "slot_linear",
         "",
-        "entry.to(tl.int64) * w_slot",
-        "r.to(tl.int64) * w_slot",
+        "weights_of(w, entry, w_slot",
+        "weights_of(w, r, w_slot",
         LINEAR,
     ),
     "arrivals stay": ("slot_linear", "", "tl.store(arrivals + place, 0)", "pass", LINEAR),
@@ -144,7 +144,7 @@ def test_tuning_refuses_a_config_that_computes_something_else(
     kernel, shape, config, _ = cases.LINEAR[number]
     operands = tune.prepared(kernel, shape, config, "cpu")
     tune.verify(kernel, shape, config, operands, HOPPER)
-    broken = planted("slot_linear", "", TABLE, "r.to(tl.int64) * 0", tmp_path)
+    broken = planted("slot_linear", "", TABLE, "weights_of(w, r * 0, w_slot", tmp_path)
     monkeypatch.setattr(launch, "source", lambda _: broken)
     with pytest.raises(tune.WrongResult):
         tune.verify(kernel, shape, config, operands, HOPPER)

@@ -62,7 +62,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
             if entry >= 0:
                 out[row] = x[row] @ slab[entry].T
 
-    monkeypatch.setattr(batched_gemm, "available", lambda: None)
+    monkeypatch.setattr(batched_gemm, "missing", lambda: None)
     monkeypatch.setattr(batched_gemm, "linear", linear)
     return calls
 
