@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from spacetime.backends.compiler import compile_program
@@ -65,6 +65,7 @@ class CohortExecutable:
         self._program = compile_program(cohort.fused, cohort.layers, prepack=prepack)
         self._row_maps: OrderedDict[tuple[Any, ...], RowMap] = OrderedDict()
         self._whole: WholeProgram | str | None = None
+        self._is_dense = tuple([_is_dense(output) for output in cohort.captured.exported.outputs])
 
     def join(self, name: str, weights: Sequence[Sequence[Tensor]]) -> None:
         """Take a tenant into the cohort while others run.
@@ -100,9 +101,18 @@ class CohortExecutable:
         thread = threading.get_ident()
         self._outgrown[thread] = []
         try:
-            return self._plain.run(lane, payloads)
+            outcomes = self._plain.run(lane, payloads)
         finally:
             del self._outgrown[thread]
+        if not self.cohort.reorders:
+            return outcomes
+        return [outcome if outcome.error else Outcome(self._dense(outcome.value)) for outcome in outcomes]
+
+    def _dense(self, value: Any) -> Any:
+        """A plain module's result, as it was before its weights had another order in memory."""
+        with torch.no_grad():
+            leaves, spec = pytree.tree_flatten(value)
+            return pytree.tree_unflatten(self._in_order(leaves), spec)
 
     @property
     def resident_bytes(self) -> int:
@@ -160,6 +170,18 @@ class CohortExecutable:
             rows = self._row_map((self.cohort.members[name].slot,), (tensors[0].shape[0],))
             return list(self._program.run(rows, *tensors))
 
+    def outputs_beside(
+        self, peer: str, its_tensors: Sequence[Tensor], name: str, tensors: Sequence[Tensor]
+    ) -> list[Any]:
+        """The results of `name` from a batch that has rows of another tenant as well."""
+        given = {self.cohort.members[peer].slot: its_tensors, self.cohort.members[name].slot: tensors}
+        slots = sorted(given)
+        counts = [given[slot][0].shape[0] for slot in slots]
+        with torch.no_grad():
+            inputs = [torch.cat(column) for column in zip(*(given[slot] for slot in slots), strict=True)]
+            outputs = self._program.run(self._merged_row_map(slots, counts), *inputs)
+        return self._split(outputs, counts)[slots.index(self.cohort.members[name].slot)]
+
     def whole_outputs(self, name: str, tensors: Sequence[Tensor]) -> list[Any] | None:
         """The same from the native call, if there is one."""
         whole = self.whole
@@ -175,7 +197,7 @@ class CohortExecutable:
         if len(calls) == 1:
             tensors = calls[0].tensors
             outputs = self._program.run(self._row_map((slots[0],), (tensors[0].shape[0],)), *tensors)
-            return [self._rebuild(list(outputs))]
+            return [self._rebuild(self._in_order(outputs))]
         order = sorted(range(len(calls)), key=slots.__getitem__)
         counts = [calls[index].tensors[0].shape[0] for index in order]
         inputs = [torch.cat(column) for column in zip(*(calls[index].tensors for index in order), strict=True)]
@@ -184,6 +206,11 @@ class CohortExecutable:
         for index, leaves in zip(order, self._split(outputs, counts), strict=True):
             results[index] = self._rebuild(leaves)
         return results
+
+    def _in_order(self, outputs: Sequence[Any]) -> list[Any]:
+        """Dense where the module's own are, whatever order kernels prefer: users call view() on them."""
+        pairs = zip(outputs, self._is_dense, strict=True)
+        return [output.contiguous() if is_dense else output for output, is_dense in pairs]
 
     def _rebuild(self, leaves: list[Any]) -> Any:
         """The module's output structure."""
@@ -216,6 +243,12 @@ class CohortExecutable:
                 parts: Any = torch.ops.aten.split_with_sizes_copy.default(output, counts, row_dim)
                 columns.append(parts)
         return [list(leaves) for leaves in zip(*columns, strict=True)]
+
+
+def _is_dense(output: Any) -> bool:
+    """Is it a tensor in the usual order, as the module makes it?"""
+    value = output.meta.get("val") if isinstance(output, fx.Node) else None
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.is_contiguous()
 
 
 def _attempt(call: Callable[[], Any]) -> Outcome:

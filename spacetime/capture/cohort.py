@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,12 +35,24 @@ class Cohort:
 
     Weights are in the layers of the main one; only what is computed from them for these shapes is in layers of its own.
 
-    `store`: where contents are shared with other cohorts.
+    `store`: where contents are shared with other cohorts. `keeps_order`: weights keep the memory order that the
+    modules gave them, whatever order kernels prefer.
     """
 
-    def __init__(self, captured: Captured, main: Cohort | None = None, *, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        captured: Captured,
+        main: Cohort | None = None,
+        *,
+        store: Store | None = None,
+        keeps_order: bool = False,
+    ) -> None:
         self.captured = captured
+        self.keeps_order: bool = keeps_order if main is None else main.keeps_order
         self.fused: FusedProgram = fuse(captured)
+        if self.keeps_order:
+            kept = tuple([replace(operand, channels_last=False) for operand in self.fused.operands])
+            self.fused = replace(self.fused, operands=kept)
         held = {} if main is None else main._layer_of_weight()
         shareable = set() if store is None else read_by_entry(self.fused)
         self.layers = [
@@ -57,6 +69,11 @@ class Cohort:
         self.members: dict[str, Member] = {}
         # Numbers of layers must mean the same to all programs that read them.
         self._sharing: dict[tuple[int, ...], int] = {} if main is None else main._sharing
+
+    @property
+    def reorders(self) -> bool:
+        """Do weights of its members lie in another order than the modules gave them?"""
+        return any(operand.channels_last for operand in self.fused.operands)
 
     @property
     def program(self) -> Program:

@@ -7,6 +7,7 @@ run as an opaque lane.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -63,14 +64,19 @@ def export(module: nn.Module, example: tuple[Any, ...]) -> Exported:
     _check_inputs(leaves)
     args = pytree.tree_unflatten([at_least_two_rows(leaf) for leaf in leaves], in_spec)
     rows = Dim("rows", min=1, max=MAX_ROWS)
-    dynamic = pytree.tree_map(lambda _: {0: rows}, args)
     try:
+        dynamic = pytree.tree_map(lambda _: {0: rows}, _by_parameter(module, args))
         with torch.no_grad(), _quiet():
             program = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
             program = program.run_decompositions(_decompositions())
     except Exception as error:
         raise Unfusible(f"torch.export refused the module: {_first_line(error)}") from error
     return _normalise(program, in_spec)
+
+
+def _by_parameter(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
+    """As torch.export sees arguments: those of `forward(self, *xs)` are one, a tuple."""
+    return dict(inspect.signature(module.forward).bind(*args).arguments)
 
 
 def at_least_two_rows(tensor: Tensor) -> Tensor:
@@ -98,11 +104,12 @@ def _decompositions() -> dict[Any, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """torch.export warns about its own internals; what concerns the user comes as an exception."""
+    # Of refusals, too: they are reasons here, and raised.
     loggers = [logging.getLogger("torch.export"), logging.getLogger("torch.fx.experimental.symbolic_shapes")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield

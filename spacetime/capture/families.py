@@ -62,14 +62,17 @@ class Call:
         return row_dim
 
 
+def is_unwritten(node: fx.Node) -> bool:
+    """Memory that nobody has written, so its content is anything."""
+    return op_name(node.target) in ("empty", "new_empty", "empty_like", "empty_strided", "empty_permuted")
+
+
 def is_random(node: fx.Node) -> bool:
-    """Draws random numbers, or reads memory that nobody has written."""
-    if op_name(node.target) in ("empty", "new_empty", "empty_like"):
-        return True
+    """Draws random numbers."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     args = bind_arguments(node)
-    switches = [args[name] for name in ("train", "dropout_p") if name in args]
+    switches = [args[name] for name in ("train", "training", "dropout_p") if name in args]
     return not switches or any(switches)
 
 
@@ -181,6 +184,13 @@ def _addmm(call: Call) -> None:
         raise call.fail("contracts over rows")
 
 
+def _baddbmm(call: Call) -> None:
+    """A product of batches, plus something that broadcasts: rows are the batch of all."""
+    assert call.output is not None
+    if any(_from_right(spec) != 3 for spec in (*call.inputs, call.output)):
+        raise call.fail("contracts over rows")
+
+
 def _linear(call: Call) -> None:
     if call.carriers.keys() != {"input"} or call.row_dim == call.rank - 1:
         raise call.fail("contracts over rows, or has weights that depend on the inputs")
@@ -195,9 +205,8 @@ def _rows_first(call: Call) -> None:
 
 
 def _spatial(call: Call) -> None:
-    """Pooling, padding, resizing: rows must lie outside the last dimensions that it works on."""
-    sizes = call.args.get("kernel_size") or call.args.get("output_size") or call.args.get("scale_factors")
-    touched = len(sizes) if isinstance(sizes, (list, tuple)) else 2
+    """Pooling, resizing: rows must lie outside the last dimensions that it works on, as many as its name says."""
+    [touched] = [int(digit) for digit in call.name if digit.isdigit()]
     if len(call.inputs) != 1 or call.row_dim >= call.rank - touched:
         raise call.fail("works along the rows")
 
@@ -241,7 +250,27 @@ def _index(call: Call) -> None:
         raise call.fail("picks rows by index")
 
 
+def _write_part(call: Call) -> None:
+    """y[:, part] = x, which has to have its rows where y has them."""
+    target, source = call.carriers.get("self"), call.carriers.get("src")
+    if target is None or source is None or target.row_dim is None:
+        raise call.fail("writes the same to all rows, or rows to what has none")
+    dim = call.args.get("dim", 0) % len(target.shape)
+    lost = call.name == "select_scatter" and dim < target.row_dim
+    if dim == target.row_dim or source.row_dim != target.row_dim - lost:
+        raise call.fail("writes to some of the rows")
+
+
 def _gather(call: Call) -> None:
+    """Entry by entry: a tensor without rows would be that of the first rows, whoever they are."""
+    beside = [name for name in ("self", "index", "indices", "src") if isinstance(call.args.get(name), fx.Node)]
+    if not call.carriers.keys() >= set(beside):
+        raise call.fail("pairs rows with a constant")
+    _select(call)
+
+
+def _select(call: Call) -> None:
+    """The same entries of every row."""
     if call.args["dim"] % call.rank in {spec.row_dim for spec in call.inputs}:
         raise call.fail("picks rows by index")
     if len({spec.shape[spec.row_dim or 0] for spec in call.inputs}) != 1:
@@ -261,18 +290,19 @@ FAMILIES: dict[str, Check] = _families(
         _pointwise,
         """add sub rsub mul div true_divide pow neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square sin
         cos tan asin acos atan atan2 sinh cosh tanh sigmoid logit erf erfc relu relu6 leaky_relu elu selu celu
-        gelu silu mish hardtanh hardswish hardsigmoid softplus softsign prelu threshold log_sigmoid
+        gelu silu mish hardtanh hardswish hardsigmoid softplus softsign prelu rrelu threshold log_sigmoid
         log_sigmoid_forward clamp clamp_min clamp_max minimum maximum fmod remainder floor ceil round trunc sign
         reciprocal lerp addcmul addcdiv where masked_fill eq ne lt le gt ge logical_and logical_or logical_not
         logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__ __xor__ isnan isinf isfinite
         nan_to_num clone contiguous detach alias _to_copy to type_as lift_fresh_copy lift_fresh dropout
-        feature_dropout native_dropout zeros_like ones_like full_like floor_divide sgn positive""",
+        feature_dropout native_dropout zeros_like ones_like full_like floor_divide sgn positive copy
+        zero fill""",
     ),
     (
         _along,
         """softmax _softmax log_softmax _log_softmax softmin cumsum cumprod sort argsort topk flip roll select split
         split_with_sizes chunk unbind sum mean amax amin max min var std prod any all logsumexp argmax argmin glu
-        norm linalg_vector_norm unsafe_split unsafe_chunk count_nonzero median kthvalue""",
+        norm linalg_vector_norm unsafe_split unsafe_chunk count_nonzero median kthvalue var_mean std_mean aminmax""",
     ),
     (_matrices, "tril triu"),
     (_slice, "slice"),
@@ -285,26 +315,30 @@ FAMILIES: dict[str, Check] = _families(
     (_relayout, "permute transpose t movedim swapaxes numpy_T expand new_zeros new_ones zeros ones"),
     (_matmul, "matmul bmm mm"),
     (_addmm, "addmm"),
+    (_baddbmm, "baddbmm"),
+    (_write_part, "slice_scatter select_scatter"),
     (_linear, "linear"),
     (
         _rows_first,
         """conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d batch_norm
-        _native_batch_norm_legit_no_training group_norm native_group_norm instance_norm pixel_shuffle
-        pixel_unshuffle channel_shuffle""",
+        _native_batch_norm_legit _native_batch_norm_legit_no_training group_norm native_group_norm instance_norm
+        pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im""",
     ),
     (
         _spatial,
         """max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d
         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool2d
         upsample_nearest1d upsample_linear1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
-        upsample_nearest3d upsample_trilinear3d""",
+        upsample_nearest3d upsample_trilinear3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+        _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa""",
     ),
     (_pad, "constant_pad_nd pad reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"),
     (_layer_norm, "layer_norm native_layer_norm rms_norm"),
     (_embedding, "embedding one_hot"),
     (_attention, "scaled_dot_product_attention"),
     (_index, "index"),
-    (_gather, "gather take_along_dim scatter scatter_add index_select"),
+    (_gather, "gather take_along_dim scatter scatter_add"),
+    (_select, "index_select"),
 )
 
 FILLS = frozenset("expand repeat new_zeros new_ones new_full zeros ones full".split())

@@ -229,7 +229,7 @@ class Fuser:
 
     def _broadcasts(self, node: fx.Node) -> bool:
         """Scalars of another type have a say in the result's type that they would lose laid out row by row."""
-        if not is_pointwise(op_name(node.target)) or op_name(node.target) in ("prelu", "masked_fill"):
+        if not is_pointwise(op_name(node.target)) or op_name(node.target) in ("prelu", "masked_fill", "fill"):
             return False
         specs = [self.proof.spec(source) for source in node.all_input_nodes]
         return len({spec.dtype for spec in specs}) == 1 or all(spec.shape for spec in specs)

@@ -2,7 +2,7 @@
 
 Modules with equal fingerprints did the same operations on the same shapes with the same dataflow, for the
 example and for its first row alone (x / x.shape[0] is not x / 2), so the second and later tenants of a cohort
-need no export. The runs are real; buffers they changed are put back.
+need no export. The runs are real, on a copy of the example; buffers and attributes they changed are put back.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spacetime.capture.program import content_hash, storage_key, tensor_spec
+from spacetime.capture.python_state import attributes, put_back, written
 
 StorageKey = tuple[Any, ...]
 
@@ -28,7 +29,7 @@ class Recording:
     outputs: list[Any]  # flat
     first_row: list[Any] | None  # the outputs for the first row alone; None if the module refuses a single row
     weights: tuple[StorageKey, ...]  # by first use
-    wrote_state: str | None  # the parameter or buffer that the run has changed
+    wrote: str | None  # what the runs have changed: of the module's own state, or of its inputs
 
 
 def owned_tensors(module: nn.Module) -> dict[StorageKey, tuple[Tensor, ...]]:
@@ -41,16 +42,24 @@ def owned_tensors(module: nn.Module) -> dict[StorageKey, tuple[Tensor, ...]]:
 
 def record(module: nn.Module, args: tuple[Any, ...]) -> Recording:
     """Run the module on the example and on its first row. Exceptions of the former pass through."""
-    tensors = dict(_named_tensors(module))
-    versions = {name: tensor._version for name, tensor in tensors.items() if not tensor.is_inference()}
-    saved = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    args = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args)
+    named = {f"its inputs: {index}": leaf for index, leaf in enumerate(pytree.tree_leaves(args))}
+    named |= {f"its own state: {name}": tensor for name, tensor in _named_tensors(module)}
+    versions = {name: (tensor, tensor._version) for name, tensor in named.items() if _has_version(tensor)}
+    buffers = [_Buffer.of(path, part, name) for path, part in module.named_modules() for name in part._buffers]
+    kept = attributes(module)
     digest, outputs, weights = _run(module, args)
+    first_kept = attributes(module)  # what it makes once, it may keep
     try:
         alone, first_row, _ = _run(module, pytree.tree_map(_first_row, args))
     except Exception as error:
         alone, first_row = f"refuses a single row: {type(error).__name__}", None
-    changed = [name for name, version in versions.items() if tensors[name]._version != version]
-    changed += _put_back(module, saved)
+    changed = [name for name, (tensor, version) in versions.items() if tensor._version != version]
+    state = [buffer.path for buffer in buffers if buffer.put_back()]
+    attributes_written = written(first_kept, attributes(module))
+    if attributes_written:
+        put_back(module, kept)
+    changed += [f"its own state: {name}" for name in (*state, *attributes_written)]
     return Recording(f"{digest}-{alone}", outputs, first_row, weights, changed[0] if changed else None)
 
 
@@ -68,13 +77,36 @@ def _first_row(leaf: Any) -> Any:
     return leaf[:1] if isinstance(leaf, Tensor) and leaf.ndim else leaf
 
 
-def _put_back(module: nn.Module, saved: dict[str, Tensor]) -> list[str]:
-    """The buffers whose content has changed. Batch norm writes its statistics without counting a version."""
-    changed = [name for name, buffer in module.named_buffers() if content_hash(buffer) != content_hash(saved[name])]
-    for name, buffer in module.named_buffers():
-        if name in changed:
-            buffer.data.copy_(saved[name])
-    return changed
+def _has_version(tensor: Any) -> bool:
+    """Of a tensor that counts its changes."""
+    return isinstance(tensor, Tensor) and not tensor.is_inference()
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """A buffer as it was, by the part that has it."""
+
+    path: str
+    part: nn.Module
+    name: str
+    tensor: Tensor | None
+    content: Tensor | None
+
+    @staticmethod
+    def of(path: str, part: nn.Module, name: str) -> _Buffer:
+        tensor = part._buffers[name]
+        content = None if tensor is None else tensor.clone()
+        return _Buffer(f"{path}.{name}" if path else name, part, name, tensor, content)
+
+    def put_back(self) -> bool:
+        """Has it changed? Batch norm writes its statistics without counting a version."""
+        is_replaced = self.part._buffers.get(self.name) is not self.tensor
+        if is_replaced:
+            self.part._buffers[self.name] = self.tensor
+        if self.tensor is None or self.content is None or content_hash(self.tensor) == content_hash(self.content):
+            return is_replaced
+        self.tensor.data.copy_(self.content)
+        return True
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, fx
 
 from spacetime.capture.export import Exported, Unfusible
-from spacetime.capture.families import FAMILIES, FILLS, SIZED, Call, bind_arguments, is_random, op_name
+from spacetime.capture.families import FAMILIES, FILLS, SIZED, Call, bind_arguments, is_random, is_unwritten, op_name
 from spacetime.ir import Dim, Rows, TensorSpec
 
 SCALARS = (torch.SymInt, torch.SymBool, int, float, bool)
+READS = ("item", "_local_scalar_dense")
 
 Values = TensorSpec | tuple[TensorSpec | None, ...] | None
 
@@ -112,9 +113,13 @@ class _Prover:
         name = op_name(node.target)
         if name.startswith(("_assert", "sym_constrain")):
             return
+        if name in READS:
+            raise Unfusible(f"{name} ({node.name}): takes a number out of a tensor, which every tenant has its own of")
         if isinstance(node.meta.get("val"), SCALARS):
             self._size(node)
             return
+        if is_unwritten(node):
+            raise Unfusible(f"{name} ({node.name}): takes memory as it is, before anything is written to it")
         if is_random(node):
             raise Unfusible(f"{name} ({node.name}): draws random numbers")
         self.specs[node] = self._specs_of(node)
@@ -190,7 +195,14 @@ class _Prover:
         if first not in self.row_indices or any(other in self.row_indices for other in others):
             return False
         rows = self.specs[first]
-        return all(other is None or other in self.constants or _aligned(self.specs[other], rows) for other in others)
+        return all(other is None or self._is_code(other) or _aligned(self.specs[other], rows) for other in others)
+
+    def _is_code(self, node: fx.Node) -> bool:
+        """A constant that no tenant has another version of: where it differs, rows are numbered tenant by tenant."""
+        weight = self.exported.weights.get(node)
+        if weight is not None:
+            return weight.is_constant
+        return node in self.constants and all(map(self._is_code, node.all_input_nodes))
 
 
 def _aligned(one: Values, other: Values) -> bool:

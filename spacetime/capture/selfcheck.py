@@ -9,14 +9,25 @@ import torch
 from torch import Tensor
 
 # max |fused - eager| <= tolerance * max |eager|
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.complex128: 1e-10,
+    torch.float32: 1e-5,
+    torch.complex64: 1e-5,
+    torch.bfloat16: 2e-2,
+    torch.float16: 2e-2,
+}
 
 
 def tolerance_of(reference: Tensor) -> float:
     """By dtype. Where the user lets a GPU compute float32 in TF32, results have the digits of float16."""
-    if reference.dtype == torch.float32 and reference.is_cuda and _computes_in_tf32():
+    if reference.dtype in (torch.float32, torch.complex64) and reference.is_cuda and _computes_in_tf32():
         return TOLERANCE[torch.float16]
     return TOLERANCE.get(reference.dtype, 0.0)
+
+
+def _is_inexact(tensor: Tensor) -> bool:
+    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
 
 
 def _computes_in_tf32() -> bool:
@@ -25,7 +36,7 @@ def _computes_in_tf32() -> bool:
 
 def magnitude(reference: Any) -> float:
     """The largest finite absolute value; 0 for what is no tensor of floats, or has none."""
-    if not isinstance(reference, Tensor) or not reference.dtype.is_floating_point:
+    if not isinstance(reference, Tensor) or not _is_inexact(reference):
         return 0.0
     finite = reference[torch.isfinite(reference)]
     return finite.abs().max().item() if finite.numel() else 0.0
@@ -41,7 +52,7 @@ def deviation(result: Tensor, reference: Tensor, scale: float = 0.0) -> float:
         return float("inf")
     if reference.numel() == 0 or torch.equal(result, reference):
         return 0.0
-    if not reference.dtype.is_floating_point:
+    if not _is_inexact(reference):
         return float("inf")
     finite = torch.isfinite(reference)
     same_special = result.eq(reference) | (result.isnan() & reference.isnan())
@@ -59,8 +70,16 @@ def problem(results: Sequence[Any], references: Sequence[Any], scales: Sequence[
             if result != reference:
                 return f"output {index} is {result!r}, the plain module's is {reference!r}"
             continue
+        if not isinstance(result, Tensor):
+            return f"output {index} is {result!r}, the plain module's is a tensor"
+        if _kind(result) != _kind(reference):
+            return f"output {index} is {_kind(result)}, the plain module's is {_kind(reference)}"
         tolerance = tolerance_of(reference)
         found = deviation(result, reference, scales[index] if scales else 0.0)
         if found > tolerance:
             return f"output {index} deviates by {found:.1e} of its largest value; {tolerance:.0e} is allowed"
     return None
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

@@ -23,7 +23,7 @@ def spread(values: Tensor, rank: int, row_dim: int) -> Tensor:
     after = rank - row_dim - 1  # dimensions behind the rows
     own = values.ndim - 1
     if own <= after:
-        return values.view(-1, *(1,) * (after - own), *values.shape[1:])
+        return values.view(values.shape[0], *(1,) * (after - own), *values.shape[1:])
     at = own - after - 1  # the weight has a dimension of size 1 where the rows are
     return values.squeeze(at + 1).movedim(0, at)
 

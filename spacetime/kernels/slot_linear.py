@@ -21,10 +21,11 @@ def slot_linear(rows: RowMap, x: Tensor, weight: Layer, bias: Layer | None, row_
         entry = layout.first.entry
         y = F.linear(x, weight.entry(entry), None if shared_bias is None else shared_bias.entry(entry))
     else:
-        flat = x.reshape(-1, x.shape[-1])
+        flat = x.flatten(0, -2)
         is_block = layout.block and weight.is_stacked(layout.first.entry, len(layout.runs))
         multiply = _batched if is_block else _one_by_one
-        y = multiply(layout, flat, weight, shared_bias, flat.shape[0] // rows.total).view(*x.shape[:-1], -1)
+        y = multiply(layout, flat, weight, shared_bias, flat.shape[0] // rows.total)
+        y = y.view(*x.shape[:-1], weight.stack.shape[1])
     if bias is not None and shared_bias is None:
         add_rowwise(rows, y, bias)
     return y
@@ -32,7 +33,7 @@ def slot_linear(rows: RowMap, x: Tensor, weight: Layer, bias: Layer | None, row_
 
 def _batched(layout: Layout, x: Tensor, weight: Layer, bias: Layer | None, per_row: int) -> Tensor:
     first, number = layout.first.entry, len(layout.runs)
-    x = x.view(number, -1, x.shape[-1])
+    x = x.view(number, x.shape[0] // number, x.shape[-1])
     w = weight.stack[first : first + number].transpose(1, 2)
     if bias is None:
         return torch.bmm(x, w)

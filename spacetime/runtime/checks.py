@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from spacetime.errors import CaptureError, OptionError
@@ -31,6 +32,12 @@ def check_module(name: str, module: nn.Module, device: str) -> None:
                 "add the plain module",
             )
     for path, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if is_lazy(tensor):
+            raise CaptureError(
+                f"tenant {name!r}: {path} has no shape yet",
+                "a lazy module makes its weights when it is called first",
+                "call module(*example) once, before add()",
+            )
         if tensor.device != torch.device(device):
             raise CaptureError(
                 f"tenant {name!r}: {path} is on {tensor.device}", f"the runtime is on {device}", f"move it to {device}"

@@ -67,7 +67,7 @@ class InputContract:
                 what = f"input {index} is a {type(leaf).__name__}"
                 raise self._error(what, "the example has a tensor there", "pass a tensor")
         tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-        return Call(args, tensors), rows, sum(tensor.nbytes for tensor in tensors)
+        return Call(args, tensors), rows, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _leaves(self, args: tuple[Any, ...]) -> list[Any]:
         if self.is_flat and len(args) == len(self.like) and all(isinstance(arg, Tensor) for arg in args):

@@ -70,6 +70,7 @@ class CohortReport(Value):
     shared_with: tuple[SharedReport, ...] = ()  # weights that lie in other cohorts' slabs
     one_call_rows: int = 0  # requests of up to so many rows go through the whole program in one native call ...
     no_one_call: str = ""  # ... or why they do not
+    keeps_order: bool = False  # the modules' code takes weights only in their own order, not in that of fast kernels
 
     @property
     def fused_kernels(self) -> int:
@@ -183,6 +184,7 @@ def cohort_report(executable: CohortExecutable, trace: Trace) -> CohortReport:
         shared_with=tuple([SharedReport(*found) for found in sorted(cohort.guest_bytes().items())]),
         one_call_rows=0 if isinstance(whole, str) else whole.most_rows,
         no_one_call=whole if isinstance(whole, str) else "",
+        keeps_order=cohort.keeps_order,
     )
 
 
@@ -257,6 +259,7 @@ def _cohort_lines(cohort: CohortReport) -> list[str]:
         f"{cohort.fused_kernels}/{len(cohort.kernels)} kernels shared{_lane(cohort.last_lane)}",
         f"  tenants: {', '.join(cohort.tenants)}",
         f"  one native call for the whole program: {_one_call(cohort)}",
+        *(["  convolution weights in the modules' own order: their code takes no other"] if cohort.keeps_order else []),
         *(
             f"  {shared.weight_bytes / 1e6:.1f} MB more are shared with cohort {shared.cohort}"
             for shared in cohort.shared_with

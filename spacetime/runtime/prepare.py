@@ -5,6 +5,7 @@ Runs at add() time on the caller's thread, never on the hot path.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from spacetime.capture.cohort import Cohort
 from spacetime.capture.export import Unfusible, at_least_two_rows, export
 from spacetime.capture.lengths import Lengths
 from spacetime.capture.program import Captured, build_program, storage_key
+from spacetime.capture.python_state import hooked, untouched
 from spacetime.capture.recorder import Recording, StorageKey, owned_tensors, record
 from spacetime.capture.rows import prove
 from spacetime.capture.selfcheck import magnitude, problem
@@ -31,6 +33,9 @@ from spacetime.runtime.varying import check, make_programs
 
 Modules = dict[str, nn.Module]
 
+_Code = tuple[str, tuple[type[nn.Module], ...]]  # what a module did, and its parts
+
+MOST_REFUSED = 256  # architectures that are remembered
 WARM_ROWS = (2, 4, 8, 16, 32)  # of lanes for which a GPU's kernels are compiled in add(); others compile when they come
 
 
@@ -76,6 +81,7 @@ class Preparer:
     meetings: dict[str, InterceptedExecutable] = field(default_factory=dict)
     store: Store = field(default_factory=Store)  # of weights that several cohorts have
     _known: dict[str, _Known] = field(default_factory=dict)
+    _refused: OrderedDict[_Code, str] = field(default_factory=OrderedDict)  # and why
 
     def prepare(
         self, name: str, module: nn.Module, example: tuple[Any, ...], *, exact: bool, lengths: Lengths | None = None
@@ -141,18 +147,29 @@ class Preparer:
         if not all(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves):
             self._try_example(name, module, example)
             raise Unfusible("an input is not a tensor with rows")
+        part = hooked(module)
+        if part is not None:
+            self._try_example(name, module, example)
+            raise Unfusible(f"forward hooks (of {part}) are called only where the module itself runs")
         args = pytree.tree_unflatten([at_least_two_rows(leaf) for leaf in leaves], in_spec)
         recording = self._record(name, module, args)
         owned = owned_tensors(module)
         known = self._known.get(recording.fingerprint)
         if known is None:
-            known = self._learn(module, args, recording)
+            known = self._learn_once(module, args, recording)
             collect_garbage()
         executable = self.cohorts[known.cohort]
         is_first = not executable.cohort.members
-        executable.join(name, _weights_in_order(known, recording, owned))
+        weights = _weights_in_order(known, recording, owned)
+        executable.join(name, weights)
         tensors = pytree.tree_leaves(args)
-        trouble = _self_check(executable, name, tensors, recording)
+        trouble = _order_problem(executable, module, args, recording)
+        if trouble is not None and is_first:
+            executable.cohort.leave(name)
+            executable = self._keep_order(known.cohort)
+            executable.join(name, weights)
+            trouble = None
+        trouble = trouble or _self_check(executable, name, tensors, recording)
         if trouble is None and is_first:
             trouble = _warm(executable, tensors)
         if trouble is not None:
@@ -187,20 +204,34 @@ class Preparer:
         except Exception as error:
             # It may be the second row that it does not like: then it is opaque, not broken.
             raise _example_error(name, error) from error
-        if recording.wrote_state is not None:
-            raise Unfusible(f"the module writes its own state: {recording.wrote_state}")
+        if recording.wrote is not None:
+            raise Unfusible(f"the module writes {recording.wrote}")
         return recording
 
     def _try_example(self, name: str, module: nn.Module, example: tuple[Any, ...]) -> None:
         try:
             with torch.no_grad():
-                module(*example)
+                module(*pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example))
         except Exception as error:
             raise _example_error(name, error) from error
 
+    def _learn_once(self, module: nn.Module, args: tuple[Any, ...], recording: Recording) -> _Known:
+        """What was refused is not tried again: with modules of the same parts that do the same, it takes as long."""
+        code = recording.fingerprint, tuple([type(part) for part in module.modules()])
+        if code in self._refused:
+            raise Unfusible(self._refused[code])
+        try:
+            return self._learn(module, args, recording)
+        except Unfusible as why:
+            self._refused[code] = str(why)
+            while len(self._refused) > MOST_REFUSED:
+                self._refused.popitem(last=False)
+            raise
+
     def _learn(self, module: nn.Module, args: tuple[Any, ...], recording: Recording) -> _Known:
         """The slow path: export, prove that rows are independent, fuse. Once per architecture."""
-        exported = export(module, args)
+        with untouched(module):
+            exported = export(module, args)
         captured = build_program(exported, prove(exported))
         signature = captured.program.signature
         if signature not in self.cohorts:
@@ -209,6 +240,12 @@ class Preparer:
         known = _Known(signature, _weight_order(captured, recording))
         self._known[recording.fingerprint] = known
         return known
+
+    def _keep_order(self, signature: str) -> CohortExecutable:
+        """In the place of one that is empty: its weights stay as the modules have them."""
+        cohort = Cohort(self.cohorts[signature].cohort.captured, store=self.store, keeps_order=True)
+        executable = self.cohorts[signature] = CohortExecutable(cohort, self.modules, prepack=self.prepack)
+        return executable
 
     def _disband(self, signature: str) -> None:
         """The last member has left: nothing of the architecture is kept."""
@@ -237,22 +274,56 @@ def _weights_in_order(
 
 
 def _self_check(executable: CohortExecutable, name: str, tensors: list[Tensor], recording: Recording) -> str | None:
-    """The fused results beside the plain module's: the example, in each way it may be computed, and its first row."""
+    """The fused results beside the plain module's, in each way they may be computed.
+
+    The first tenant of a cohort alone: the example, and its first row. Those who come later in one batch with another.
+    """
     if recording.first_row is None:
         return "the module refuses a single row"
     try:
         one_row = [tensor[:1] for tensor in tensors]
-        scales = [magnitude(output) for output in recording.outputs]
-        at_once = executable.whole_outputs(name, tensors)
-        return (
-            problem(executable.flat_outputs(name, tensors), recording.outputs)
-            or problem(executable.flat_outputs(name, one_row), recording.first_row, scales)
-            or (None if at_once is None else problem(at_once, recording.outputs))
-        )
+        peer = next((member for member in executable.cohort.members if member != name), None)
+        if peer is None:
+            scales = [magnitude(output) for output in recording.outputs]
+            trouble = problem(executable.flat_outputs(name, tensors), recording.outputs) or problem(
+                executable.flat_outputs(name, one_row), recording.first_row, scales
+            )
+        else:
+            trouble = problem(executable.outputs_beside(peer, one_row, name, tensors), recording.outputs)
+            trouble = trouble and f"beside the rows of {peer!r}, {trouble}"
+        at_once = None if trouble else executable.whole_outputs(name, tensors)
+        return trouble or (None if at_once is None else problem(at_once, recording.outputs))
     except torch.OutOfMemoryError:
         raise  # it says nothing about the results
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def _order_problem(
+    executable: CohortExecutable, module: nn.Module, args: tuple[Any, ...], recording: Recording
+) -> str | None:
+    """What is wrong with the plain module now that its weights lie in another order: view() takes only some."""
+    if not executable.cohort.reorders:
+        return None
+    row_dims = executable.cohort.fused.output_row_dims
+    try:
+        with torch.no_grad():
+            results = pytree.tree_leaves(module(*pytree.tree_map(_two_rows, args)))
+            usual = [
+                output if row_dim is None else output.narrow(row_dim, 0, 2)
+                for output, row_dim in zip(recording.outputs, row_dims, strict=True)
+            ]
+        trouble = problem(results, usual, [magnitude(output) for output in recording.outputs])
+    except torch.OutOfMemoryError:
+        raise  # it says nothing about the module
+    except Exception as error:
+        trouble = f"{type(error).__name__}: {error}"
+    return trouble and f"the module itself, with weights in the order that its cohort has them in: {trouble}"
+
+
+def _two_rows(leaf: Any) -> Any:
+    """A copy: it may write to its inputs, if it fails."""
+    return leaf[:2].clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _warm(executable: CohortExecutable, tensors: list[Tensor]) -> str | None:

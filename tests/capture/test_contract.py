@@ -101,6 +101,8 @@ NAN, INF = float("nan"), float("inf")
         (torch.tensor([-INF, 1.0]), torch.tensor([INF, 1.0]), INF),
         (torch.tensor([NAN, 1.0]), torch.tensor([INF, 1.0]), INF),
         (torch.zeros(0), torch.zeros(0), 0.0),
+        (torch.tensor([3.0, 4.0j]), torch.tensor([2.0, 4.0j]), 0.25),
+        (torch.tensor([complex(NAN, 1)]), torch.tensor([complex(1, 1)]), INF),
     ],
 )
 def test_deviations(result: Tensor, reference: Tensor, expected: float) -> None:
@@ -114,6 +116,10 @@ def test_problems_name_the_output_and_the_numbers() -> None:
         == "output 1 deviates by 1.0e-01 of its largest value; 1e-05 is allowed"
     )
     assert problem([3], [4]) == "output 0 is 3, the plain module's is 4"
+    assert problem([3], [ONES]) == "output 0 is 3, the plain module's is a tensor"
+    assert problem([ONES.double()], [ONES]) == "output 0 is float64[3], the plain module's is float32[3]"
+    assert problem([ONES[None]], [ONES]) == "output 0 is float32[1, 3], the plain module's is float32[3]"
+    assert problem([ONES + 0j], [ONES * (1 + 1e-6j)]) is None
 
 
 def test_one_small_answer_is_judged_beside_the_larger_ones() -> None:

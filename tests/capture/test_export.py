@@ -102,3 +102,16 @@ def test_exporting_leaves_loggers_and_the_module_as_they_were() -> None:
     export(module, VECTOR)
     assert logger.level == level
     assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())
+
+
+class AnyArguments(nn.Module):
+    """Passes on whatever it is given, as wrappers do."""
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return torch.stack(args).sum(0)
+
+
+def test_a_forward_of_any_arguments_has_rows_as_any_other() -> None:
+    exported = export(AnyArguments(), (*VECTOR, *VECTOR))
+    assert len(exported.inputs) == 2
+    assert {node.meta["val"].shape[0].node.expr for node in exported.inputs} == {exported.rows}

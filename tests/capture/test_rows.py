@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spacetime.capture.export import Unfusible
+from spacetime.capture.export import MAX_ROWS, Unfusible
 from spacetime.zoo import STANDARD
 from tests.capture.sketches import VECTOR, Case, Part, count, draw, sketch
 from tests.capture.tenants import capture, leaves_of, zoo_capture
@@ -64,6 +64,36 @@ MIXING = [
         ((8,), (4,)),
         reason="gather",
     ),
+    Case("the first row written", lambda m, x: x.scatter(1, torch.tensor([[0]]), 5.0), VECTOR, reason="constant"),
+    Case(
+        "row r of a table",
+        lambda m, x: m.w.gather(1, (x > 0).long()),
+        VECTOR,
+        {"w": (MAX_ROWS + 1, 8)},
+        reason="constant",
+    ),
+    Case(
+        "own rows, in an order of the tenant's",
+        lambda m, x: x[torch.arange(count(x))[:, None], m.w.argsort()],
+        parts={"w": (6,)},
+        reason="position of a row",
+    ),
+    Case("a number out of a weight", lambda m, x: x * m.w.item(), VECTOR, {"w": (1,)}, "takes a number"),
+    Case("a number out of the rows", lambda m, x: x * x.max().item(), VECTOR, reason="max|takes a number"),
+    Case(
+        "pooling along the rows",
+        lambda m, x: F.max_pool2d(x[None], 3, 1, 1)[0],
+        VECTOR,
+        reason="max_pool2d",
+    ),
+    Case("the first row replaced", lambda m, x: x.select_scatter(torch.ones(8), 0, 0), VECTOR, reason="select_scatter"),
+    Case(
+        "products of rows as one batch",
+        lambda m, x: torch.baddbmm(torch.zeros(1), x[None], m.w)[0],
+        VECTOR,
+        {"w": (1, 8, 8)},
+        reason="baddbmm",
+    ),
     Case("shuffled rows", lambda m, x: x[torch.randperm(count(x))], reason="randperm"),
     Case("rows behind rows", lambda m, x: torch.cat([x, x])[: count(x)], reason="cat"),
     Case("a row in front", lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 0))[:-1], reason="pad"),
@@ -90,7 +120,7 @@ MIXING = [
     Case("noise", lambda m, x: x + torch.rand(8), reason="rand"),
     Case("noise for every row", lambda m, x: x + torch.rand(count(x), 1, 1), reason="rand"),
     Case("noise like the rows", lambda m, x: x + torch.randn_like(x), reason="randn_like"),
-    Case("memory as it is", lambda m, x: torch.empty_like(x), reason="empty_like"),
+    Case("memory as it is", lambda m, x: torch.empty_like(x), reason="memory as it is"),
     Case("kernels from the input", lambda m, x: F.conv1d(x, x[:, :, :1].reshape(-1, 6, 1)), reason="conv1d"),
     Case("weights from the input", lambda m, x: F.linear(x[:, 0], x[:, 1]), reason="linear"),
     Case(
@@ -124,6 +154,21 @@ def test_rows_that_meet_are_refused_with_the_operation(case: Case) -> None:
     leaves_of(module, draw(case.rows, 4, seed=0))  # it runs: what is refused is not a mistake of the sketch
     with pytest.raises(Unfusible, match=case.reason):
         capture(module, draw(case.rows, 2, seed=0))
+
+
+APART = [
+    Case("a switch that is off", lambda m, x: F.rrelu(x) + F.dropout(x, training=False)),
+    Case("own rows, in an order of the code's", lambda m, x: x[torch.arange(count(x))[:, None], torch.tensor([1, 0])]),
+    Case("a step of every row replaced", lambda m, x: x.transpose(0, 1).select_scatter(x[:, 3], 0, 0).transpose(0, 1)),
+    Case("products added", lambda m, x: torch.baddbmm(x[..., :6], x, x.mT, beta=0.5)),
+    Case("entries of every row", lambda m, x: x.scatter(1, x.argsort(1), x).index_select(1, torch.tensor([1, 0]))),
+]
+
+
+@pytest.mark.parametrize("case", APART, ids=str)
+def test_rows_that_do_not_meet_are_proven(case: Case) -> None:
+    captured = capture(sketch(case.function, case.parts), draw(case.rows, 2, seed=0))
+    assert all(spec.row_dim == 0 for spec in captured.program.outputs)
 
 
 @pytest.mark.parametrize("name", mostly(STANDARD, slow=(*LONG_EXPORTS, "vit", "gru")))

@@ -99,6 +99,8 @@ class _Reader:
     def _view(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> View:
         if tensor.dtype != dtype:
             raise NotWhole(f"it computes in {tensor.dtype}")
+        if not tensor.numel():
+            raise NotWhole("it computes with tensors without entries")
         return View.of(
             self.buffers[_memory(tensor)], int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
         )
