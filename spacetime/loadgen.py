@@ -59,7 +59,8 @@ def closed_loop(
     """
     outstanding = 1 if workload.outstanding is None else workload.outstanding
     if outstanding < 1:
-        raise OptionError(f"a closed loop of {outstanding} requests at a time was asked for", "nothing would be sent")
+        what = f"a closed loop of {outstanding} requests at a time was asked for"
+        raise OptionError(what, "nothing would be sent", "give the workload outstanding=1 or more, or None")
     book = _Book(workload, now_us, ended)
     queues: defaultdict[str, deque[int]] = defaultdict(deque)
     for index, arrival in enumerate(workload.arrivals):

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -177,8 +178,9 @@ def _open_loop(
     slo_us: int | None,
 ) -> Workload:
     """Every tenant has a generator of its own: what one does moves no other."""
-    if duration_s <= 0:
-        raise OptionError(f"a workload of {duration_s} s was asked for", "duration_s must be positive")
+    if not 0 < duration_s < inf:
+        what = f"a workload of {duration_s} s was asked for"
+        raise OptionError(what, "duration_s must be positive and finite", "correct it")
     arrivals = []
     for index, (tenant, times) in enumerate(streams):
         rng = random.Random(f"{seed}/{index}")
@@ -193,22 +195,22 @@ def _in_order(arrivals: Iterable[Arrival]) -> tuple[Arrival, ...]:
 def _residents(tenants: Sequence[str], models: Sequence[str], slo_us: int | None) -> tuple[Resident, ...]:
     if not models:
         if slo_us is not None:
-            raise OptionError(
-                f"slo_us={slo_us} was given without models", next_step="say what the tenants run: models="
-            )
+            facts = "an objective is a resident's, and who is resident follows from the models"
+            raise OptionError(f"slo_us={slo_us} was given without models", facts, "say what the tenants run: models=")
         return ()
     return tuple(Resident(tenant, models[i % len(models)], slo_us) for i, tenant in enumerate(tenants))
 
 
 def _check_rates(rates_per_s: Sequence[tuple[str, float]]) -> None:
     for tenant, rate in rates_per_s:
-        if rate <= 0:
-            raise OptionError(f"tenant {tenant!r} has a rate of {rate} requests per second", "rates must be positive")
+        if not 0 < rate < inf:
+            what = f"tenant {tenant!r} has a rate of {rate} requests per second"
+            raise OptionError(what, "rates must be positive and finite", "correct it, or leave the tenant out")
 
 
 def _check_positive(option: str, value: float) -> None:
-    if value <= 0:
-        raise OptionError(f"{option} is {value}", "it must be positive")
+    if not 0 < value < inf:
+        raise OptionError(f"{option} is {value}", "it must be positive and finite", "correct it")
 
 
 def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:

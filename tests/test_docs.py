@@ -76,13 +76,15 @@ def test_the_page_on_serving_publishes_every_tenant(capsys: pytest.CaptureFixtur
 
     class Books:
         def stats(self) -> dict[str, dict[str, float]]:
-            keys = "submitted completed failed rejected cancelled device_us load peak_bytes p50_us p99_us"
-            return {"one": dict.fromkeys(keys.split(), 1.0) | {"submitted": 6.0, "p99_us": 2e6}}
+            keys = "completed failed rejected cancelled waiting running device_us load peak_bytes p50_us latency_sum_us"
+            return {"one": dict.fromkeys(keys.split(), 1.0) | {"waiting": 7.0, "latency_sum_us": 3e6, "p99_us": 2e6}}
 
     names: dict[str, object] = {"rt": Books()}
     exec(block, names)
     lines = names["metrics"]().splitlines()  # type: ignore[operator]
-    assert 'spacetime_requests_open{tenant="one"} 2.0' in lines
+    assert 'spacetime_requests_waiting{tenant="one"} 7.0' in lines
+    assert 'spacetime_latency_seconds_sum{tenant="one"} 3.0' in lines
+    assert 'spacetime_latency_seconds_count{tenant="one"} 2.0' in lines
     assert 'spacetime_latency_seconds{tenant="one",quantile="0.99"} 2.0' in lines
     assert all(re.fullmatch(r'[a-z_]+\{(\w+="[^"]*",?)+\} [\d.e+-]+', line) for line in lines)
 

@@ -98,7 +98,7 @@ def test_a_closed_loop_keeps_as_many_on_their_way_as_the_workload_says(outstandi
 
 
 def test_a_closed_loop_of_nothing_at_a_time_is_refused() -> None:
-    with pytest.raises(OptionError, match="0 requests at a time"):
+    with pytest.raises(OptionError, match=r"0 requests at a time(.|\n)*outstanding=1"):
         closed_loop(Workload((Arrival(0, "a"),), outstanding=0), lambda index, arrival: ended())
 
 

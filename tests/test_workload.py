@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from itertools import pairwise
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_models_take_turns_over_the_tenants(generate: Callable[..., Workload]) -
     assert workload.residents == (Resident("slow", "mlp", 5000), Resident("fast", "bert", 5000))
     assert generate(2.0).residents == ()
     assert Workload.from_json(workload.to_json()) == workload
-    with pytest.raises(OptionError, match="without models"):
+    with pytest.raises(OptionError, match=r"without models\n.*\n.*models="):
         generate(2.0, slo_us=5000)
 
 
@@ -99,7 +100,11 @@ def test_mmpp_has_the_rate_of_its_phases_and_bursts() -> None:
     [
         (lambda: poisson((("a", 0.0),), 1.0), "must be positive"),
         (lambda: poisson((("a", -1.0),), 1.0), "must be positive"),
+        (lambda: poisson((("a", nan),), 1.0), "a rate of nan"),
+        (lambda: poisson((("a", inf),), 1.0), "a rate of inf"),
         (lambda: poisson(RATES, 0.0), "must be positive"),
+        (lambda: poisson(RATES, inf), "a workload of inf s"),
+        (lambda: gamma(RATES, 1.0, nan), "cv is nan"),
         (lambda: gamma(RATES, 1.0, 0.0), "cv is 0.0"),
         (lambda: mmpp((("a", BURSTS[:1]),), 1.0), "1 phases"),
         (lambda: mmpp((("a", (Phase(0, 1), Phase(0, 2))),), 1.0), r"rates \[0, 0\]"),
@@ -113,8 +118,9 @@ def test_mmpp_has_the_rate_of_its_phases_and_bursts() -> None:
     ],
 )
 def test_impossible_traffic_is_refused(generate: Callable[[], Workload], problem: str) -> None:
-    with pytest.raises(OptionError, match=problem):
+    with pytest.raises(OptionError, match=problem) as caught:
         generate()
+    assert caught.value.facts and caught.value.next_step
 
 
 def test_a_closed_loop_gives_every_tenant_its_requests() -> None:

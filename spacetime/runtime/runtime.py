@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import nn
 
 from spacetime.backends import make_backend, memory_of
@@ -27,8 +29,9 @@ from spacetime.runtime.contract import Contract, contract_of
 from spacetime.runtime.explain import ApartReport, Explanation, cohort_report, lengths_report, opaque_report
 from spacetime.runtime.memory import FIGURES, Holding, Ledger, MemoryReport, lane_bytes
 from spacetime.runtime.merging import Merging
+from spacetime.runtime.options import check_flags, check_profile, chosen
 from spacetime.runtime.prepare import Prepared, Preparer
-from spacetime.runtime.tenant import Tenant, Wrapped
+from spacetime.runtime.tenant import Tenant, Wrapped, input_names
 from spacetime.runtime.undo import prepare_whole
 from spacetime.scheduler.admission import check_option
 from spacetime.scheduler.costs import OnlineCosts
@@ -38,14 +41,16 @@ from spacetime.scheduler.loop import Post, Scheduler
 from spacetime.scheduler.protocols import Backend, Policy
 from spacetime.scheduler.recorder import Recorder
 from spacetime.scheduler.registry import get_policy
-from spacetime.scheduler.request import TenantSpec, make_request
+from spacetime.scheduler.request import TenantSpec, limit_us, make_request
 from spacetime.trace import Trace
+
+DRAIN_LOOK_S = 0.01  # how often remove(drain=True) looks whether something waits still
 
 
 @dataclass(frozen=True)
 class _Resident:
     spec: TenantSpec
-    contract: Contract
+    contract: Contract | None  # None: it takes no more requests, what waits is being served
     prepared: Prepared
     rows: int  # of the example
 
@@ -61,7 +66,7 @@ class Runtime:
 
     def __init__(
         self,
-        device: str | Backend = "auto",
+        device: str | torch.device | Backend = "auto",
         policy: str | Policy = "space_time",
         *,
         prepack: bool = False,
@@ -84,6 +89,8 @@ class Runtime:
         measured on this machine, for better first guesses. `record=True` keeps a journal of all decisions.
         """
         check_option(admission)
+        check_flags(prepack=prepack, intercept=intercept, merge=merge, record=record)
+        check_profile(profile)
         if prepack and not prepacked_conv.available():
             raise OptionError(
                 "prepack=True needs oneDNN", "this build of torch has none of its packed convolutions", "leave it out"
@@ -91,7 +98,7 @@ class Runtime:
         if intercept:
             require_greenlet()
         self._policy = get_policy(policy)
-        self._backend = make_backend(device)
+        self._backend = make_backend(chosen(device))
         self._memory = memory_of(self._backend)
         self._torch_device = self._memory.torch_device
         self._ledger = Ledger()
@@ -142,6 +149,17 @@ class Runtime:
         self._driver.may_wait("add()")
         check_module(name, module, self._torch_device)
         check_example(name, example)
+        check_flags(exact=exact)
+        asked = TenantSpec(
+            name,
+            cohort="",  # not known yet
+            weight=weight,
+            priority=priority,
+            slo_us=limit_us(name, "slo_ms", slo_ms),
+            max_queue=max_queue,
+            timeout_us=limit_us(name, "timeout_ms", timeout_ms),
+            late=late,
+        )
         example = brought(example, self._torch_device)
         lengths = None if dynamic is None else Lengths.of(name, module, example, dynamic)
         with self._changing:
@@ -152,18 +170,12 @@ class Runtime:
             prepared = prepare_whole(self._preparer, candidate, *where, exact=exact, lengths=lengths)
             release_team()  # the caller's own, from building the model
             try:
-                spec = TenantSpec(
-                    name=name,
+                spec = replace(
+                    asked,
                     cohort=prepared.group(name),
                     fusible=prepared.cohort is not None or prepared.meets is not None,
-                    weight=weight,
-                    priority=priority,
-                    slo_us=None if slo_ms is None else round(slo_ms * 1000),
                     max_concurrency=self._backend.device.num_units if prepared.cohort else 1,
-                    max_queue=max_queue,
                     min_units=self._backend.device.num_units if exact else 1,
-                    timeout_us=None if timeout_ms is None else round(timeout_ms * 1000),
-                    late=late,
                 )
                 lane_problem = self._check_lane(candidate, prepared)
                 self._admission.warn((memory_problem, lane_problem, self._check_load(candidate, spec)), stacklevel=2)
@@ -177,7 +189,7 @@ class Runtime:
             self._ledger.update(self._holdings())
             if self._merging is not None and prepared.cohort is not None and prepared.cohort == spec.cohort:
                 self._merging.joined(name, spec.cohort, self._preparer.cohorts[spec.cohort], example)
-        return Tenant(name, partial(self._submit, name, contract))
+        return Tenant(name, partial(self._submit, name, contract), input_names(module))
 
     def _check_lane(self, candidate: Candidate, prepared: Prepared) -> AdmissionError | None:
         if prepared.cohort is None:
@@ -191,19 +203,44 @@ class Runtime:
         peers = [name for name, resident in self._residents.items() if resident.spec.cohort == spec.cohort]
         return self._admission.check_load(candidate, spec, LoopFigures.of(self.stats(), peers))
 
-    def remove(self, name: str) -> None:
-        """Take a tenant out: what waits is rejected, what runs ends, then the module has its own memory again."""
+    def remove(self, name: str, *, drain: bool = False) -> None:
+        """Take a tenant out: what waits is rejected, what runs ends, then the module has its own memory again.
+
+        `drain=True`: what waits is served first. Requests that come meanwhile are rejected; other tenants may come and
+        go, and another `remove(name)` puts an end to it.
+        """
         self._driver.may_wait("remove()")
+        leaving = self._drained(name) if drain else None
         with self._changing:
-            if name not in self._residents:
-                known = ", ".join(sorted(self._residents)) or "none"
-                raise OptionError(f"tenant {name!r} does not exist", f"known: {known}", "name one of these")
+            if leaving is not None and self._residents.get(name) is not leaving:
+                return  # somebody else removed it meanwhile, or closed the runtime
+            self._find(name)
             del self._residents[name]
             self._driver.call(lambda scheduler: scheduler.remove_tenant(name)).result()
             if self._merging is not None:
                 self._merging.left(name)
             self._preparer.forget(name)
             self._ledger.update(self._holdings())
+
+    def _find(self, name: str) -> _Resident:
+        if name not in self._residents:
+            known = ", ".join(sorted(self._residents)) or "none"
+            raise OptionError(f"tenant {name!r} does not exist", f"known: {known}", "name one of these")
+        return self._residents[name]
+
+    def _drained(self, name: str) -> _Resident:
+        """The tenant, when it takes no more requests and none of it waits, or when it is gone."""
+        with self._changing:
+            resident = self._find(name)
+            if resident.contract is not None:  # or it is being drained already
+                resident = self._residents[name] = replace(resident, contract=None)
+        while self._residents.get(name) is resident and self._num_waiting(name):
+            time.sleep(DRAIN_LOOK_S)
+        return resident
+
+    def _num_waiting(self, name: str) -> int:
+        books = self._driver.call(lambda scheduler: scheduler.stats())
+        return int(books[name]["waiting"]) if name in books else 0
 
     def _holdings(self) -> dict[str, Holding]:
         cohorts = {signature: executable.cohort for signature, executable in self._preparer.cohorts.items()}
@@ -251,7 +288,8 @@ class Runtime:
             )
         resident = self._residents.get(name)
         if resident is None or resident.contract is not contract:
-            raise RejectedError(f"tenant {name!r} was removed", "its handle is no longer valid", "add it again")
+            gone = "was" if resident is None or resident.contract is not None else "is being"
+            raise RejectedError(f"tenant {name!r} {gone} removed", "its handle is no longer valid", "add it again")
         call, rows, num_bytes = contract.accept(args)
         future: Result[Any] = Result(self._driver)
         now_us, request_id = self._backend.now_us(), next(self._request_ids)
@@ -289,7 +327,10 @@ class Runtime:
             )
 
     def stats(self) -> dict[str, dict[str, int | float]]:
-        """Per tenant: requests by how they ended, rows, latency quantiles, device time, evictions; its memory."""
+        """Per tenant: requests by how they ended, or that wait or run now; rows, device time, evictions; memory.
+
+        Latencies are of what ran, `completed` or `failed`: quantiles since add(), and their sum, for averages.
+        """
         books = self._driver.call(lambda scheduler: scheduler.stats())
         memory = {tenant.tenant: tenant.as_dict() for tenant in self.memory().tenants}
         nothing = dict.fromkeys(FIGURES, 0)  # of somebody who is just coming

@@ -3,39 +3,63 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Self
 
 from torch import nn
 
-from spacetime.errors import CaptureError
+from spacetime.errors import CaptureError, InputError
 from spacetime.scheduler.driver import Result
 
 Submit = Callable[[tuple[Any, ...], bool], Result[Any]]  # (arguments, will the caller see to it that they are planned?)
 
 
 class Tenant:
-    """A model that shares its device. Handles are cheap, thread-safe, and valid until the tenant is removed."""
+    """A model that shares its device. Handles are cheap, thread-safe, and valid until the tenant is removed.
 
-    def __init__(self, name: str, submit: Submit) -> None:
+    Inputs are the example's, by position, or by the names that the module's forward gives them.
+    """
+
+    def __init__(self, name: str, submit: Submit, inputs: tuple[str, ...] = ()) -> None:
+        """`inputs`: what its positional inputs are called, in order."""
         self.name = name
         self._submit = submit
+        self._inputs = inputs
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, /, *args: Any, **named: Any) -> Any:
         """The module's result for these inputs; blocks until it is there."""
+        if named:
+            args = self._in_order(args, named)
         return self._submit(args, True).result()
 
-    def submit(self, *args: Any) -> Future[Any]:
+    def submit(self, /, *args: Any, **named: Any) -> Future[Any]:
         """The result as a future. Cancelling it works until its lane starts."""
+        if named:
+            args = self._in_order(args, named)
         return self._submit(args, False)
 
-    async def asubmit(self, *args: Any) -> Any:
+    async def asubmit(self, /, *args: Any, **named: Any) -> Any:
         """The result, for asyncio."""
+        if named:
+            args = self._in_order(args, named)
         result = self._submit(args, True)
-        # What one iteration of the event loop submits is planned together, by the next one; lanes run elsewhere.
+        # What one iteration of the event loop submits is planned together, by the next one. Lanes run elsewhere, but
+        # for those so short that to hand them over would take the event loop more of its time.
         asyncio.get_running_loop().call_soon(result.plan)
         return await asyncio.wrap_future(result)
+
+    def _in_order(self, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        """All inputs by position: the named ones are those that follow."""
+        following = self._inputs[len(args) : len(args) + len(named)]
+        if named.keys() != set(following):
+            wrong = ", ".join(name for name in named if name not in following)
+            what = f"tenant {self.name!r}: {wrong} cannot be given by name here"
+            names = f"forward calls its inputs {', '.join(self._inputs)}" if self._inputs else "forward names no inputs"
+            facts = f"{names}; {len(args)} were given by position"
+            raise InputError(what, facts, "pass those of the example, none left out; wrap the module to set others")
+        return (*args, *[named[name] for name in following])
 
     def __repr__(self) -> str:
         return f"Tenant({self.name!r})"
@@ -60,5 +84,15 @@ class Wrapped(nn.Module):
             )
         return super().train(mode)
 
-    def forward(self, *args: Any) -> Any:
-        return self.tenant(*args)
+    def forward(self, /, *args: Any, **named: Any) -> Any:
+        return self.tenant(*args, **named)
+
+
+def input_names(module: nn.Module) -> tuple[str, ...]:
+    """What its forward calls the inputs that may be given by position, in order; none where it does not say."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # code that is not Python's
+        return ()
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple([parameter.name for parameter in parameters if parameter.kind in by_position])

@@ -37,7 +37,8 @@ class LoadNeed:
 
 def check_option(admission: str) -> None:
     if admission not in ADMISSIONS:
-        raise OptionError(f"admission={admission!r} does not exist", f"known: {', '.join(ADMISSIONS)}")
+        facts = f"known: {', '.join(ADMISSIONS)}"
+        raise OptionError(f"admission={admission!r} does not exist", facts, "name one of these, or leave it out")
 
 
 def memory_problem(need: MemoryNeed, device: str) -> AdmissionError | None:

@@ -111,7 +111,8 @@ def mask(device: Device, held: Iterable[int], num_atoms: int, placement: Placeme
 
 def check_order(order: str) -> None:
     if order not in ORDERS:
-        raise OptionError(f"placement order {order!r} does not exist", f"known: {', '.join(ORDERS)}")
+        facts = f"known: {', '.join(ORDERS)}"
+        raise OptionError(f"placement order {order!r} does not exist", facts, "name one of these")
 
 
 def first_atom(group: int, num_atoms: int, num_groups: int) -> int:

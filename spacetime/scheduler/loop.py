@@ -247,7 +247,10 @@ class Scheduler:
         """Per tenant: counters, latency quantiles, device time, load, and whether it is apart for being slow."""
         now_us, books = self.backend.now_us(), {}
         for name, tenant in self._queues.tenants.items():
+            num_waiting = len(tenant.waiting)
             books[name] = tenant.meter.as_dict() | {
+                "waiting": num_waiting,
+                "running": tenant.meter.num_open - num_waiting,
                 "load": tenant.meter.load(now_us),
                 "apart": tenant.apart,
                 "slowdown": self._stragglers.slowdown(name),

@@ -20,12 +20,13 @@ class Histogram:
     Values are counted when somebody asks, or when there are some: one by one it would cost several times as much.
     """
 
-    __slots__ = ("_counts", "_fresh", "_max", "_total")
+    __slots__ = ("_counts", "_fresh", "_max", "_sum", "_total")
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
         self._fresh: list[int] = []  # not counted yet
         self._max = 0
+        self._sum = 0
         self._total = 0
 
     @property
@@ -38,6 +39,11 @@ class Histogram:
         self._count()
         return self._total
 
+    @property
+    def sum(self) -> int:
+        self._count()
+        return self._sum
+
     def add(self, value: int) -> None:
         self._fresh.append(value)
         if len(self._fresh) >= _COUNT_EVERY:
@@ -49,6 +55,7 @@ class Histogram:
         for bucket, count in other._counts.items():
             self._counts[bucket] = self._counts.get(bucket, 0) + count
         self._total += other._total
+        self._sum += other._sum
         self._max = max(self._max, other._max)
 
     def _count(self) -> None:
@@ -59,6 +66,7 @@ class Histogram:
             bucket = ceil(log(value) / _LOG_GROWTH) if value > 0 else -1
             counts[bucket] = counts.get(bucket, 0) + 1
         self._total += len(self._fresh)
+        self._sum += sum(self._fresh)
         self._max = max(self._max, *self._fresh)
         self._fresh.clear()
 
@@ -182,6 +190,11 @@ class Meter:
         us_per_request = self.exclusive_us / ended if ended else 0.0
         return self.arrivals.per_s(now_us) * us_per_request * 1e-6
 
+    @property
+    def num_open(self) -> int:
+        """Requests that wait or run."""
+        return self.submitted - self.completed - self.failed - self.rejected - self.cancelled
+
     def as_dict(self) -> dict[str, int | float]:
         return {
             "submitted": self.submitted,
@@ -197,4 +210,5 @@ class Meter:
             "p50_us": self.latency_us.quantile(0.5),
             "p99_us": self.latency_us.quantile(0.99),
             "max_us": self.latency_us.max,
+            "latency_sum_us": self.latency_us.sum,
         }

@@ -241,7 +241,8 @@ class Queues:
 
     def add(self, spec: TenantSpec, executable: Executable) -> None:
         if spec.name in self.tenants:
-            raise OptionError(f"tenant {spec.name!r} exists already", next_step="choose another name, or remove it")
+            facts = f"known: {', '.join(sorted(self.tenants))}"
+            raise OptionError(f"tenant {spec.name!r} exists already", facts, "choose another name, or remove it")
         self.tenants[spec.name] = Tenant(spec, executable, self._activity.setdefault(spec.cohort, {}))
         self.roster = tuple(self.tenants)
 
@@ -268,7 +269,7 @@ class Queues:
     def find(self, name: str) -> Tenant:
         if name not in self.tenants:
             known = ", ".join(sorted(self.tenants)) or "none"
-            raise OptionError(f"tenant {name!r} does not exist", f"known: {known}")
+            raise OptionError(f"tenant {name!r} does not exist", f"known: {known}", "name one of these, or add it")
         return self.tenants[name]
 
     def push(self, tenant: Tenant, request: Request) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from math import inf
+from numbers import Integral, Real
 from typing import Any
 
 from spacetime.errors import InputError, OptionError, SpacetimeError
 from spacetime.plan import RequestView
 
 LATE = ("serve", "reject")
+COUNTS = ("max_concurrency", "max_queue", "min_units", "slo_us", "timeout_us")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +32,22 @@ class TenantSpec:
     late: str = "serve"  # "reject": a request that cannot make its deadline any more is rejected early
 
     def __post_init__(self) -> None:
-        for option in ("weight", "max_concurrency", "max_queue", "min_units", "timeout_us"):
+        for option in COUNTS:
             value = getattr(self, option)
-            if value is not None and value <= 0:
-                raise OptionError(
-                    f"tenant {self.name!r}: {option} is {value}", "it must be positive", "leave it out, or raise it"
-                )
+            if value is None and option in ("slo_us", "timeout_us"):
+                continue
+            if not (isinstance(value, Integral) and int(value) > 0):
+                raise _wrong(self.name, option, value, "a positive whole number")
+            object.__setattr__(self, option, int(value))  # numpy's numbers, say, could not be written as JSON
+        if not (isinstance(self.weight, Real) and 0 < self.weight < inf):
+            raise _wrong(self.name, "weight", self.weight, "a positive number")
+        if not isinstance(self.priority, Integral):
+            raise _wrong(self.name, "priority", self.priority, "a whole number; lower ones come first")
+        object.__setattr__(self, "weight", float(self.weight))
+        object.__setattr__(self, "priority", int(self.priority))
         if self.late not in LATE:
-            raise OptionError(f"tenant {self.name!r}: late is {self.late!r}", f"known: {', '.join(LATE)}")
+            what = f"tenant {self.name!r}: late is {self.late!r}"
+            raise OptionError(what, f"known: {', '.join(LATE)}", "name one of these, or leave it out")
         if self.late == "reject" and self.slo_us is None:
             what = f"tenant {self.name!r}: late='reject' without an objective"
             raise OptionError(what, "a request is late when its deadline cannot be made", "pass slo_ms as well")
@@ -45,6 +56,22 @@ class TenantSpec:
     def expires(self) -> bool:
         """Whether its requests may be rejected for their age."""
         return self.timeout_us is not None or self.late == "reject"
+
+
+def limit_us(tenant: str, option: str, value_ms: float | None) -> int | None:
+    """A limit as users give it, `slo_ms` say, in the unit of the scheduler."""
+    if value_ms is None:
+        return None
+    value_us = float(value_ms) * 1000 if isinstance(value_ms, Real) else 0.0
+    if not 1 <= value_us < inf:
+        raise _wrong(tenant, option, value_ms, "a number of milliseconds, 0.001 or more")
+    return round(value_us)
+
+
+def _wrong(tenant: str, option: str, value: Any, expected: str) -> OptionError:
+    return OptionError(
+        f"tenant {tenant!r}: {option} is {value!r}", f"it must be {expected}", "correct it, or leave it out"
+    )
 
 
 @dataclass(slots=True, eq=False)

@@ -37,9 +37,11 @@ class Resizes:
         for resize in resizes:
             tenant = self._queues.tenants.get(resize.tenant)
             if tenant is None:
-                raise PlanError(f"tenant {resize.tenant!r} cannot be resized", "it does not exist")
+                facts = f"known: {', '.join(sorted(self._queues.tenants)) or 'none'}"
+                raise PlanError(f"tenant {resize.tenant!r} cannot be resized", facts, "resize those of snapshot.roster")
             if resize.tenant in seen:
-                raise PlanError(f"tenant {resize.tenant!r} is resized twice in one plan")
+                facts = f"the second time to {resize.units} units"
+                raise PlanError(f"tenant {resize.tenant!r} is resized twice in one plan", facts, "decide on one size")
             seen.add(resize.tenant)
             least, most = min(tenant.spec.min_units, self._backend.device.num_units), self._backend.device.num_units
             if not least <= resize.units <= most:

@@ -64,20 +64,23 @@ class _Taken:
         if known is not request and known != request:
             is_taken = known is None and any(view.id == request.id for view in views)
             problem = "is in the plan twice" if is_taken else "does not wait"
-            raise PlanError(f"lane {index}: request {request.id} of tenant {name!r} {problem}")
+            facts = f"the snapshot has {len(views)} requests of it"
+            what = f"lane {index}: request {request.id} of tenant {name!r} {problem}"
+            raise PlanError(what, facts, "take each of them once at most, and as it is there")
 
 
 def _verify_lane(index: int, lane: Lane, units: int, taken: _Taken) -> None:
     """Its tenants, and that each of its requests waits and is taken once."""
     requests, cohort, running = lane.requests, lane.cohort, taken.running
     if not requests:
-        raise PlanError(f"lane {index} of cohort {cohort!r} is empty")
+        raise PlanError(f"lane {index} of cohort {cohort!r} is empty", "it has no requests", "leave it out of the plan")
     members = taken.merged.get(cohort, _NO_MEMBERS)
     names = [requests[0].tenant] if len(requests) == 1 else dict.fromkeys([request.tenant for request in requests])
     for name in names:
         tenant = taken.tenants.get(name)
         if tenant is None:
-            raise PlanError(f"lane {index}: tenant {name!r} has nothing waiting")
+            facts = f"{len(taken.tenants)} tenants wait: {', '.join(list(taken.tenants)[:8]) or 'none'}"
+            raise PlanError(f"lane {index}: tenant {name!r} has nothing waiting", facts, "plan for snapshot.tenants")
         num_lanes = running[name] = running.get(name, tenant.running) + 1
         if (
             num_lanes > tenant.max_concurrency
@@ -104,14 +107,15 @@ def _verify_tenant(
     num_lanes: int,
 ) -> None:
     if num_lanes > tenant.max_concurrency:
-        facts = f"max_concurrency is {tenant.max_concurrency}"
-        raise PlanError(f"lane {index}: tenant {tenant.name!r} would run in {num_lanes} lanes at once", facts)
+        what = f"lane {index}: tenant {tenant.name!r} would run in {num_lanes} lanes at once"
+        facts = f"max_concurrency is {tenant.max_concurrency}, {tenant.running} of its lanes run"
+        raise PlanError(what, facts, "put its requests into one lane, or wait until a lane ends")
     if tenant.cohort != lane.cohort and tenant.cohort not in members:
         facts = f"tenant {tenant.name!r} is of cohort {tenant.cohort!r}"
         raise PlanError(f"lane {index} is of cohort {lane.cohort!r}", facts, "one cohort per lane, or merged ones")
     if units < tenant.min_units:
         facts = f"lane has {units} units, the tenant needs {tenant.min_units}"
-        raise PlanError(f"lane {index} is too small for tenant {tenant.name!r}", facts)
+        raise PlanError(f"lane {index} is too small for tenant {tenant.name!r}", facts, "grant min_units or more")
     if not tenant.fusible and (lane.fused or num_tenants > 1 or members):
         facts = f"lane has fused={lane.fused} and {num_tenants} tenants"
         raise PlanError(
@@ -148,10 +152,12 @@ def _verify_segments(index: int, lane: Lane, device: Device, capabilities: Capab
         last = segment.last_kernel
         if segment.first_kernel != kernel or (last != -1 and last <= kernel):
             facts = f"kernels {segment.first_kernel}..{last} follow kernel {kernel}"
-            raise PlanError(f"lane {index}: segments have a gap or overlap", facts)
+            next_step = "begin each where the one before ended, the first at kernel 0"
+            raise PlanError(f"lane {index}: segments have a gap or overlap", facts, next_step)
         kernel = last
     if kernel != -1:
-        raise PlanError(f"lane {index}: segments end at kernel {kernel}", "the last one must end at -1")
+        facts = f"there are {len(lane.segments)} of them"
+        raise PlanError(f"lane {index}: segments end at kernel {kernel}", facts, "have the last one end at -1")
     if num_floating:
         if num_floating < len(lane.segments) or lane.placement is None:
             facts = f"{num_floating} of {len(lane.segments)} segments float, placement is {lane.placement}"
@@ -159,26 +165,30 @@ def _verify_segments(index: int, lane: Lane, device: Device, capabilities: Capab
         if not capabilities.placement:
             raise PlanError(f"lane {index} floats", "this backend cannot place kernels", "give it atoms")
     if len(lane.segments) > 1 and not capabilities.segments:
-        raise PlanError(f"lane {index} has {len(lane.segments)} segments", "this backend can run one per lane")
+        what, facts = f"lane {index} has {len(lane.segments)} segments", "this backend can run one per lane"
+        raise PlanError(what, facts, "look at snapshot.capabilities.segments first")
 
 
 def _verify_partition(index: int, partition: Partition, device: Device) -> None:
     atoms, granted_units = partition.atoms, partition.granted_units
     if atoms == 0:  # it floats
         if not 1 <= granted_units <= device.num_units:
-            facts = f"the device has {device.num_units}"
-            raise PlanError(f"lane {index}: {granted_units} floating units were granted", facts)
+            facts, next_step = f"the device has {device.num_units}", f"grant 1..{device.num_units}"
+            raise PlanError(f"lane {index}: {granted_units} floating units were granted", facts, next_step)
         return
     all_atoms = device.all_atoms
     if atoms < 0 or atoms & ~all_atoms:
-        raise PlanError(f"lane {index}: atoms {atoms:#x} are not on the device", f"it has {all_atoms:#x}")
+        what, facts = f"lane {index}: atoms {atoms:#x} are not on the device", f"it has {all_atoms:#x}"
+        raise PlanError(what, facts, "take atoms of device.all_atoms only")
     held_units = atoms.bit_count() * device.units_per_atom
     if granted_units != held_units and (atoms != all_atoms or granted_units != device.num_units):
         granted = device.num_units if atoms == all_atoms else held_units
         facts = f"{atoms.bit_count()} atoms hold {granted} units"
-        raise PlanError(f"lane {index}: {granted_units} units were granted", facts)
+        next_step = f"grant {granted}, or have device.partition() do so"
+        raise PlanError(f"lane {index}: {granted_units} units were granted", facts, next_step)
     if not 1 <= partition.asked_units <= granted_units:
-        raise PlanError(f"lane {index}: {partition.asked_units} units were asked for", f"{granted_units} were granted")
+        what, facts = f"lane {index}: {partition.asked_units} units were asked for", f"{granted_units} were granted"
+        raise PlanError(what, facts, "ask for 1 unit or more, and grant as many as were asked for at least")
 
 
 def _verify_isolation(held: list[int], snapshot: Snapshot) -> None:

@@ -105,7 +105,9 @@ class Simulation:
 
         for option, value in (("decision_us", decision_us), ("warm_up_s", warm_up_s)):
             if not 0 <= value < inf:
-                raise OptionError(f"{option} is {value}", "it must not be negative")
+                raise OptionError(
+                    f"{option} is {value}", "it must be 0 or more, and finite", "leave it out, or raise it"
+                )
         residents = _residents(workload, programs or {})
         self._workload = workload
         self._decision_us = decision_us
@@ -179,7 +181,8 @@ class Simulation:
         if outstanding is None:
             return self._workload.arrivals
         if outstanding < 1:
-            raise OptionError(f"a closed loop with {outstanding} requests outstanding", "at least one must be")
+            what = f"a closed loop with {outstanding} requests outstanding"
+            raise OptionError(what, "nothing would be sent", "give the workload outstanding=1 or more, or None")
         for arrival in self._workload.arrivals:
             self._backlog[arrival.tenant].append(arrival)
         rounds = range(outstanding)
@@ -249,11 +252,15 @@ class _Counted:
 
 def _residents(workload: Workload, programs: Mapping[str, Program]) -> dict[str, tuple[Resident, Program]]:
     """Who is there and what each runs. Without residents, a tenant runs the program of its own name."""
+    if not isinstance(workload, Workload):
+        what, facts = f"the workload is a {type(workload).__name__}", "a simulation plays a spacetime.workload.Workload"
+        raise OptionError(what, facts, "make one: spacetime.workload.poisson(), say, or Workload.from_json()")
     if not workload.arrivals:
         raise OptionError("the workload is empty", "it has no arrivals", "see spacetime.workload")
     residents = {resident.name: resident for resident in workload.residents}
     if len(residents) < len(workload.residents):
-        raise OptionError("the workload names a tenant twice", f"{len(workload.residents)} residents")
+        facts = f"{len(workload.residents)} residents, {len(residents)} names"
+        raise OptionError("the workload names a tenant twice", facts, "give every resident a name of its own")
     found = {}
     for name in residents or workload.tenants:
         resident = residents.get(name) or Resident(name, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -166,13 +166,6 @@ def test_an_example_without_rows(rt: st.Runtime) -> None:
 def test_an_example_that_the_module_does_not_take(rt: st.Runtime, exact: bool) -> None:
     error = refuse(rt, st.CaptureError, tiny(), (X[:, :2],), exact=exact)
     assert_three_parts(error, "fails on its own example", "RuntimeError: mat1 and mat2", "module(*example) accepts")
-
-
-@pytest.mark.parametrize("option", ["weight", "max_queue"])
-@pytest.mark.parametrize("module", [tiny, Branching])
-def test_options_out_of_range(rt: st.Runtime, option: str, module: Callable[[], nn.Module]) -> None:
-    error = refuse(rt, st.OptionError, module().eval(), **{option: 0})
-    assert_three_parts(error, f"{option} is 0", "must be positive", "leave it out")
 
 
 def test_unknown_names() -> None:

@@ -80,7 +80,7 @@ def test_options_are_checked() -> None:
             rt.add(tiny(), EXAMPLE, "a", late="drop")
         with pytest.raises(st.OptionError, match="without an objective"):
             rt.add(tiny(), EXAMPLE, "a", late="reject")
-        with pytest.raises(st.OptionError, match="timeout_us is 0"):
+        with pytest.raises(st.OptionError, match="timeout_ms is 0"):
             rt.add(tiny(), EXAMPLE, "a", timeout_ms=0)
         assert rt.tenants() == ()
         rt.add(tiny(), EXAMPLE, "a", timeout_ms=5)

@@ -35,6 +35,28 @@ def test_every_request_is_counted_once(policy: str) -> None:
     assert stats["refusing"]["failed"] in (4, 5) and stats["refusing"]["completed"] in (4, 5)
 
 
+def test_what_waits_and_runs_now_is_counted() -> None:
+    gate = Gate()
+    with st.Runtime(policy="time_slice") as rt:
+        blocker, other = rt.add(gate, EXAMPLE, "gate"), rt.add(tiny(), EXAMPLE, "other")
+        gate.close()
+        futures = [blocker.submit(X)]
+        assert gate.entered.wait(PATIENCE_S)
+        futures += [blocker.submit(X) for _ in range(2)] + [other.submit(X) for _ in range(4)]
+        stats = rt.stats()
+        assert {name: (books["waiting"], books["running"]) for name, books in stats.items()} == {
+            "gate": (2, 1),
+            "other": (4, 0),
+        }
+        gate.open()
+        for future in futures:
+            future.result(PATIENCE_S)
+        stats = rt.stats()
+        assert all(books["waiting"] == books["running"] == 0 for books in stats.values())
+        for books in stats.values():
+            assert books["max_us"] <= books["latency_sum_us"] <= books["completed"] * books["max_us"]
+
+
 def test_device_time_is_what_the_lanes_used() -> None:
     with st.Runtime() as rt:
         tenants = [rt.add(tiny(seed), EXAMPLE, f"t{seed}") for seed in range(3)]

@@ -231,5 +231,7 @@ def test_an_array_without_the_working_space_is_refused() -> None:
 def test_orders_have_codes_and_unknown_ones_are_refused() -> None:
     assert [order_code(order) for order in ORDERS] == [CONSERVED, PACKED, DISTRIBUTED]
     for refuse in (order_code, lambda order: mask(MI50, [], 1, Placement(order))):
-        with pytest.raises(OptionError, match="'scattered' does not exist"):
+        with pytest.raises(
+            OptionError, match=r"'scattered' does not exist\n.*known: conserved(.|\n)*name one of these"
+        ):
             refuse("scattered")

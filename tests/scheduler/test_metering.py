@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spacetime.scheduler.metering import RECENT_US, Histogram, Meter, Recent, value_bytes
+from tests.scheduler.harness import World
 
 values = st.lists(st.integers(0, 10**9), min_size=1, max_size=200)
 
@@ -110,3 +111,59 @@ def test_bytes_are_those_of_tensors_wherever_they_are() -> None:
     meter.record(1, 1.0, 1, ok=True, num_bytes=72)
     meter.record(1, 1.0, 1, ok=False, num_bytes=8)
     assert meter.as_dict()["bytes"] == 80
+
+
+@given(st.lists(st.integers(0, 10**7), max_size=300), st.integers(1, 100))
+def test_the_sum_is_exact_whenever_it_is_asked_for(values: list[int], every: int) -> None:
+    histogram, plain = Histogram(), 0
+    for index, value in enumerate(values):
+        histogram.add(value)
+        plain += value
+        if index % every == 0:
+            assert histogram.sum == plain
+            histogram.quantile(0.5)
+    assert (histogram.sum, histogram.total, histogram.max) == (plain, len(values), max(values, default=0))
+
+
+def test_failures_count_in_the_sum_as_in_the_quantiles() -> None:
+    meter = Meter()
+    meter.record(1, 5.0, latency_us=70, ok=True)
+    meter.record(1, 5.0, latency_us=30, ok=False)
+    figures = meter.as_dict()
+    assert (figures["latency_sum_us"], figures["completed"] + figures["failed"], figures["max_us"]) == (100, 2, 70)
+
+
+# -- in the loop -------------------------------------------------------------------------------------------
+
+
+def open_requests(world: World, tenant: str) -> tuple[int, int]:
+    figures = world.scheduler.stats()[tenant]
+    return int(figures["waiting"]), int(figures["running"])
+
+
+def test_what_waits_and_what_runs_is_counted_at_every_step() -> None:
+    world = World("streams", latency_us=100)
+    world.add("a", max_concurrency=1, max_queue=5)
+    futures = [world.submit("a") for _ in range(5)]
+    futures.append(world.submit("a"))  # the queue is full
+    assert open_requests(world, "a") == (5, 0)
+    futures[4].cancel()
+    assert open_requests(world, "a") == (5, 0), "it is in the queue until somebody looks"
+    world.step()
+    waiting, running = open_requests(world, "a")
+    assert running >= 1 and waiting + running + sum(future.cancelled() for future in futures) >= 5
+    world.run()
+    assert open_requests(world, "a") == (0, 0)
+    figures = world.scheduler.stats()["a"]
+    assert figures["submitted"] == 6 == sum(figures[end] for end in ("completed", "rejected", "cancelled"))
+
+
+def test_what_was_cleared_away_neither_waits_nor_runs() -> None:
+    """The same queue is looked at whatever became of it."""
+    world = World("streams", latency_us=100)
+    world.add("a", max_concurrency=1)
+    for _ in range(3):
+        world.submit("a")
+    world.step()
+    world.scheduler.abandon(ValueError("interrupted"))  # type: ignore[arg-type]
+    assert open_requests(world, "a") == (0, 0)

@@ -100,9 +100,9 @@ def test_idle_time_is_no_credit() -> None:
 def test_names_are_unique_and_known() -> None:
     world = World()
     spec = world.add("a")
-    with pytest.raises(OptionError, match="'a' exists already"):
+    with pytest.raises(OptionError, match=r"'a' exists already(.|\n)*known: a\n.*choose another name"):
         world.scheduler.add_tenant(spec, Echo())
-    with pytest.raises(OptionError, match=r"'b' does not exist(.|\n)*known: a"):
+    with pytest.raises(OptionError, match=r"'b' does not exist(.|\n)*known: a\n.*name one of these"):
         world.scheduler.remove_tenant("b")
 
 

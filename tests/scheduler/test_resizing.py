@@ -162,5 +162,6 @@ def test_a_resize_that_cannot_be_is_an_error_of_the_policy(resizes: tuple[Resize
     future = world.submit("a")
     world.run()
     error = future.exception(0)
-    assert isinstance(error, PlanError) and problem in str(error)
+    assert isinstance(error, PlanError) and problem in error.facts
+    assert len(error.facts.splitlines()) == 3, "what is wrong with the plan is said with its facts and a next step"
     assert world.num_resizes == (0, 0)

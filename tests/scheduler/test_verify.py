@@ -67,8 +67,9 @@ VIOLATIONS = [
 
 @pytest.mark.parametrize(("problem", "lanes"), VIOLATIONS)
 def test_violations_are_found(problem: str, lanes: list[Lane]) -> None:
-    with pytest.raises(PlanError, match=problem):
+    with pytest.raises(PlanError, match=problem) as caught:
         verify(Plan(tuple(lanes)), SNAPSHOT, CAPABLE)
+    assert caught.value.facts and caught.value.next_step, "whoever writes a policy wants to know what to do"
 
 
 def check(*lanes: Lane, on: Snapshot = SNAPSHOT, isolated: bool = True) -> None:

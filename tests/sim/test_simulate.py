@@ -89,7 +89,7 @@ def test_a_closed_loop_keeps_so_many_requests_outstanding() -> None:
     assert one.p50_us == pytest.approx(2 * lone_us(), abs=2)  # the other's request, then its own
     three = simulate(Workload(played.arrivals, played.residents, outstanding=3), "time_slice")
     assert three.p50_us == pytest.approx(6 * lone_us(), abs=4)
-    with pytest.raises(OptionError, match="0 requests outstanding"):
+    with pytest.raises(OptionError, match=r"0 requests outstanding(.|\n)*outstanding=1"):
         simulate(Workload(played.arrivals, played.residents, outstanding=0))
 
 
@@ -197,14 +197,27 @@ def test_programs_given_by_name_come_first() -> None:
     ],
 )
 def test_a_workload_that_cannot_be_played_is_refused(played: Workload, message: str) -> None:
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises(OptionError, match=message) as caught:
         simulate(played)
+    assert caught.value.facts and caught.value.next_step
+
+
+@pytest.mark.parametrize(("wrong", "kind"), [(None, "NoneType"), ((Arrival(0, "a"),), "tuple"), ("w.json", "str")])
+def test_only_workloads_are_played(wrong: Any, kind: str) -> None:
+    with pytest.raises(OptionError, match=rf"the workload is a {kind}\n.*Workload\n.*poisson\(\)"):
+        simulate(wrong)
+
+
+def test_an_objective_of_nothing_is_refused() -> None:
+    with pytest.raises(OptionError, match="tenant 'a': slo_us is 0"):
+        simulate(Workload((Arrival(0, "a"),), (Resident("a", "mlp", slo_us=0),)))
 
 
 @pytest.mark.parametrize("options", [{"decision_us": -1}, {"warm_up_s": inf}, {"policy": "nonesuch"}, {"device": "x"}])
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(OptionError):
+    with pytest.raises(OptionError) as caught:
         simulate(poisson(), **options)
+    assert caught.value.facts and caught.value.next_step
 
 
 def test_the_report_prints_as_a_table_and_says_modelled() -> None:

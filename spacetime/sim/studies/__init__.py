@@ -49,5 +49,5 @@ def run(name: str, *, quick: bool = False, progress: Progress = lambda done, tot
 
 def _find(name: str) -> StudyFunction:
     if name not in _STUDIES:
-        raise OptionError(f"study {name!r} does not exist", f"known: {', '.join(names())}")
+        raise OptionError(f"study {name!r} does not exist", f"known: {', '.join(names())}", "name one of these")
     return _STUDIES[name]

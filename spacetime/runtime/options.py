@@ -1,0 +1,34 @@
+"""What Runtime() and add() are given, before anything is made of it. Only the runtime imports it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from spacetime.errors import OptionError
+from spacetime.profiler.profile import Profile
+from spacetime.scheduler.protocols import Backend
+
+
+def check_flags(**flags: Any) -> None:
+    """What is true of "no" as well would be taken for yes."""
+    for option, value in flags.items():
+        if not isinstance(value, bool):
+            raise OptionError(f"{option} is {value!r}", "it must be True or False", "correct it, or leave it out")
+
+
+def check_profile(profile: Any) -> None:
+    if profile is not None and not isinstance(profile, Profile):
+        facts = f"it is a {type(profile).__name__}, not a profile"
+        raise OptionError(f"profile is {profile!r}", facts, "pass what st.profile() or st.Profile.load() returned")
+
+
+def chosen(device: Any) -> str | Backend:
+    """The device's name, or the backend that was brought."""
+    if isinstance(device, torch.device):
+        return str(device)
+    if isinstance(device, str) or callable(getattr(device, "start", None)):
+        return device  # type: ignore[no-any-return]
+    facts = "a device is named by a string"
+    raise OptionError(f"device is {device!r}", facts, 'pass "auto", "cpu", "cuda:0", "hip:0", or a backend')
