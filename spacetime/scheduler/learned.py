@@ -21,7 +21,7 @@ from spacetime.scheduler.tables import KernelTimes, LaneSize, LatencyTable
 
 SAMPLES = 15  # the median of so many lanes shrugs off a few disturbed ones
 OPTIMISM = 0.5  # an estimate from n samples is lowered by this part over (1 + n)
-COLD = 0.3  # the first lane takes up to so much longer than later ones: what may be good is tried a second time
+COLD = 0.3  # what a first lane took is priced at this part, and no higher than before: it is tried a second time
 EXPLORE_FORM = 0.25  # lanes fused, or plain, when none such was ever measured, are priced at this part
 EXPLORE_SIZE = 0.25  # lanes on about so many units, when none such was ever measured, are priced at this part
 EXPLORE = 0.8  # an arrangement never measured is priced at this part of its calibrated prior
@@ -73,6 +73,11 @@ class Measured:
     def trust(self, confidence: int) -> None:
         self.confidence = confidence
         self.factor = self.over_prior * (COLD if self.is_cold else 1 - OPTIMISM / (1 + confidence))
+
+    @property
+    def hope(self) -> float:
+        """The same when all of it is forgotten: what was good once may still be."""
+        return self.over_prior * (1 - OPTIMISM)
 
     def begin_again(self) -> None:
         """Forgotten, it is tried once more. If it is given up again, then for longer."""
@@ -165,10 +170,13 @@ class LearnedCohort:
     def observe(self, arrangement: Arrangement, duration_us: float) -> None:
         prior_us, bucket = self._priced.get(arrangement) or self._price(arrangement)
         ratio = max(duration_us, 1) / prior_us  # clocks count whole microseconds
+        expected = self._factor(bucket)
         measured = self._remembered.get(bucket) or self._begin(bucket)
         factor = measured.factor
         self.num_observed = now = self.num_observed + 1
         measured.add(ratio, now)
+        if measured.is_cold:
+            measured.factor = min(measured.factor, expected)
         if measured.confidence == 1 or now % RECALIBRATE_EVERY == 0:
             self._settle()
         if measured.factor != factor:
@@ -219,7 +227,8 @@ class LearnedCohort:
         if measured is not None:
             return measured.factor
         _, _, units, fused = bucket
-        return self._hope(fused, units)
+        hope, forgotten = self._hope(fused, units), self._measured.get(bucket)
+        return hope if forgotten is None else min(hope, forgotten.hope)
 
     def fused_us(self, tenants: int, rows: int, units: int) -> tuple[float, float]:
         """A fused lane's prior, and what it is expected to take without any optimism."""

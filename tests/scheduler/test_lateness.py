@@ -116,7 +116,8 @@ def test_a_deadline_that_cannot_be_made_rejects_early() -> None:
 def test_what_was_never_measured_or_long_ago_rejects_nothing_early() -> None:
     world = World("time_slice", latency_us=BLOCKED_US)
     world.add("a", slo_us=2000, late="reject")
-    assert isinstance(run_one(world).exception(0), type(None)), "the first one shows how long it takes"
+    for _ in range(2):
+        assert run_one(world).exception(0) is None, "the second one shows how long it takes"
     teach_us = world.backend.now_us()
     results = [run_one(world) for _ in range(20)]
     assert all(isinstance(future.exception(0), RejectedError) for future in results), "now it is known to be hopeless"
