@@ -21,6 +21,7 @@ settings.load_profile("spacetime")
 
 def pytest_collection_finish() -> None:
     haste.settle()
+    haste.leave_garbage()
 
 
 @pytest.fixture(autouse=True)
