@@ -31,7 +31,7 @@ def plan(
     tenants: Annotated[int, typer.Option(min=1, help="Tenants; the models take turns.")] = 8,
     model: Annotated[list[str] | None, typer.Option(help=MODELS_HELP)] = None,
     rows: Annotated[int, typer.Option(min=1, help="Of every request.")] = 1,
-    slo_ms: Annotated[float | None, typer.Option(min=0, help="Every tenant's objective.")] = None,
+    slo_ms: Annotated[float | None, typer.Option(min=0.001, help="Every tenant's objective.")] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Also: which kernels of these models could share launches?")
     ] = False,

@@ -61,7 +61,7 @@ def simulate(
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="A request has from 1 to so many rows.")] = 1,
     seconds: Annotated[float, typer.Option(min=0, help="How long requests come.")] = 1.0,
-    slo_ms: Annotated[float | None, typer.Option(min=0, help="Every tenant's objective.")] = None,
+    slo_ms: Annotated[float | None, typer.Option(min=0.001, help="Every tenant's objective.")] = None,
     warm_up: Annotated[float, typer.Option(min=0, help="Seconds at the beginning that are not reported.")] = 0.0,
     noise: Annotated[float, typer.Option(min=0, help="Standard deviation of log(duration) of lanes.")] = 0.0,
     decision_us: Annotated[int, typer.Option(min=0, help="How long a decision takes.")] = 0,

@@ -255,7 +255,7 @@ def _weights(cohort: Cohort, weights: tuple[int, ...]) -> tuple[int, int]:
 def _cohort_lines(cohort: CohortReport) -> list[str]:
     megabytes = cohort.resident_bytes / 1e6
     lines = [
-        f"\ncohort {cohort.signature}: {len(cohort.tenants)} tenants, {megabytes:.1f} MB of weights, "
+        f"\ncohort {cohort.signature}: {_counted(len(cohort.tenants), 'tenant')}, {megabytes:.1f} MB of weights, "
         f"{cohort.fused_kernels}/{len(cohort.kernels)} kernels shared{_lane(cohort.last_lane)}",
         f"  tenants: {', '.join(cohort.tenants)}",
         f"  one native call for the whole program: {_one_call(cohort)}",
@@ -264,7 +264,7 @@ def _cohort_lines(cohort: CohortReport) -> list[str]:
             f"  {shared.weight_bytes / 1e6:.1f} MB more are shared with cohort {shared.cohort}"
             for shared in cohort.shared_with
         ),
-        f"  {'kernel':<6} {'op':<30} {'form':<10} {'weights':>12} {'shared by':>9}  name",
+        f"  {'kernel':<6} {'op':<30} {'form':<10} {'bytes':>12} {'shared by':>9}  name",
     ]
     for kernel in cohort.kernels:
         lines.append(
@@ -291,6 +291,10 @@ def _lane(lane: LaneReport | None) -> str:
         return ""
     how = "fused" if lane.fused else "plain"
     return (
-        f"; last lane {how}: {lane.tenants} tenants, {lane.rows} rows, {lane.granted_units} units "
-        f"(asked {lane.asked_units}), {lane.duration_us} us"
+        f"; last lane {how}: {_counted(lane.tenants, 'tenant')}, {_counted(lane.rows, 'row')}, "
+        f"{_counted(lane.granted_units, 'unit')} (asked {lane.asked_units}), {lane.duration_us} us"
     )
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
