@@ -67,6 +67,9 @@ class ProfileReport(Value):
     comparison: Comparison | None
 
 
+OTHERS = {".html": "--html", ".png": "--picture", ".svg": "--picture", ".csv": "--csv"}  # what their names promise
+
+
 @dataclass(frozen=True, slots=True)
 class Files(Value):
     """Where things go besides the profile itself and its page, which are always written."""
@@ -90,6 +93,9 @@ class Files(Value):
                 raise OptionError(f"{path} cannot be written", "its permissions forbid it", "name another place")
         for path in self.pictures:
             pictures.check(path, self.part)
+        suffix = "" if self.output is None else self.output.suffix.lower()
+        if suffix in OTHERS:
+            raise OptionError(f"{self.output} is no profile", "profiles are JSON", f"say {OTHERS[suffix]} for it")
 
 
 def profile(
@@ -105,7 +111,7 @@ def profile(
     budget: Annotated[float, typer.Option(help="Seconds to measure a kernel, at most.")] = 1.0,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure again what the store knows.")] = False,
     store: Annotated[Path | None, typer.Option(help="Folder of measurements. Default: in the user's cache.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The profile's file. Default: in the store.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The profile's file (JSON). Default: in the store.")] = None,
     html: Annotated[Path | None, typer.Option(help="The page. Default: beside the profile.")] = None,
     picture: Annotated[list[Path] | None, typer.Option(help="A .png or .svg; repeat for several.")] = None,
     part: Annotated[str, typer.Option(help=f"Of the pictures: {', '.join(pictures.PARTS)}.")] = "all",

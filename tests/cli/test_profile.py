@@ -245,6 +245,7 @@ def test_ctrl_c_before_anything_was_measured_says_so(
         (("--picture", "/nonesuch/profile.png"), "/nonesuch is not a directory"),
         (("--output", "/tmp"), "it is a directory"),
         (("--html", "/tmp"), "it is a directory"),
+        (("--output", "/tmp/page.html"), "say --html"),
         (("--store", "/dev/null/store"), "Not a directory"),
         (("--device", "cpu", "--store", "/dev/null/store"), "measurements cannot be kept in /dev/null/store"),
         (("--device", "cpu", "--rows", "999999999999"), "999999999999 rows do not fit in memory"),
