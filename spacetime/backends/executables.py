@@ -162,7 +162,7 @@ class CohortExecutable:
 
     def results(self, outputs: Sequence[Any], counts: list[int]) -> list[Any]:
         """The program's outputs for requests of so many rows each, in memory of their own."""
-        return [self._rebuild(leaves) for leaves in self._split(outputs, counts)]
+        return [self._rebuild(leaves) for leaves in split_rows(self.cohort, outputs, counts)]
 
     def flat_outputs(self, name: str, tensors: Sequence[Tensor]) -> list[Any]:
         """One tenant's results as a flat list, for the self-check."""
@@ -180,7 +180,7 @@ class CohortExecutable:
         with torch.no_grad():
             inputs = [torch.cat(column) for column in zip(*(given[slot] for slot in slots), strict=True)]
             outputs = self._program.run(self._merged_row_map(slots, counts), *inputs)
-        return self._split(outputs, counts)[slots.index(self.cohort.members[name].slot)]
+        return split_rows(self.cohort, outputs, counts)[slots.index(self.cohort.members[name].slot)]
 
     def whole_outputs(self, name: str, tensors: Sequence[Tensor]) -> list[Any] | None:
         """The same from the native call, if there is one."""
@@ -203,7 +203,7 @@ class CohortExecutable:
         inputs = [torch.cat(column) for column in zip(*(calls[index].tensors for index in order), strict=True)]
         outputs = self._program.run(self._merged_row_map([slots[index] for index in order], counts), *inputs)
         results: list[Any] = [None] * len(calls)
-        for index, leaves in zip(order, self._split(outputs, counts), strict=True):
+        for index, leaves in zip(order, split_rows(self.cohort, outputs, counts), strict=True):
             results[index] = self._rebuild(leaves)
         return results
 
@@ -233,16 +233,17 @@ class CohortExecutable:
                 self._row_maps.popitem(last=False)
         return row_map
 
-    def _split(self, outputs: Sequence[Any], counts: list[int]) -> list[list[Any]]:
-        """Every request gets memory of its own: a slice would show its neighbours' rows to whoever asks its storage."""
-        columns: list[Sequence[Any]] = []
-        for output, row_dim in zip(outputs, self.cohort.fused.output_row_dims, strict=True):
-            if row_dim is None:
-                columns.append([output] * len(counts))
-            else:
-                parts: Any = torch.ops.aten.split_with_sizes_copy.default(output, counts, row_dim)
-                columns.append(parts)
-        return [list(leaves) for leaves in zip(*columns, strict=True)]
+
+def split_rows(cohort: Cohort, outputs: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+    """Every request gets memory of its own: a slice would show its neighbours' rows to whoever asks its storage."""
+    columns: list[Sequence[Any]] = []
+    for output, row_dim in zip(outputs, cohort.fused.output_row_dims, strict=True):
+        if row_dim is None:
+            columns.append([output] * len(counts))
+        else:
+            parts: Any = torch.ops.aten.split_with_sizes_copy.default(output, list(counts), row_dim)
+            columns.append(parts)
+    return [list(leaves) for leaves in zip(*columns, strict=True)]
 
 
 def _is_dense(output: Any) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from spacetime.backends.executables import Call, CohortExecutable
+from spacetime.backends.executables import Call, CohortExecutable, split_rows
 from spacetime.backends.merged_code import MergedCode
 from spacetime.backends.merged_schedule import as_launched, merged_schedule
 from spacetime.capture.cohort import Cohort
@@ -227,7 +227,9 @@ class MergedExecutable:
             outputs = self._code.run(spans, inputs)
             for member, own in enumerate(taken):
                 cohort = self.members[member].cohort
-                for index, leaves in zip(own.indices, _split(cohort, outputs[member], own.counts), strict=True):
+                # Who has no rows has no outputs either.
+                requests = split_rows(cohort, outputs[member], own.counts) if own.indices else []
+                for index, leaves in zip(own.indices, requests, strict=True):
                     results[index] = _rebuilt(cohort, leaves)
         return results
 
@@ -283,18 +285,6 @@ def _row_map(taken: Taken) -> RowMap | None:
     for slot, count in zip(taken.slots, taken.counts, strict=True):
         rows[slot] = rows.get(slot, 0) + count
     return RowMap(tuple(rows), tuple(rows.values())) if rows else None
-
-
-def _split(cohort: Cohort, outputs: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
-    """Always memory of its own: a value may be a part of what a common launch has written for everybody."""
-    columns: list[Sequence[Any]] = []
-    for output, row_dim in zip(outputs, cohort.fused.output_row_dims, strict=False):
-        if row_dim is None:
-            columns.append([output] * len(counts))
-        else:
-            parts: Any = torch.ops.aten.split_with_sizes_copy.default(output, list(counts), row_dim)
-            columns.append(parts)
-    return [list(leaves) for leaves in zip(*columns, strict=True)]
 
 
 def _rebuilt(cohort: Cohort, leaves: list[Any]) -> Any:
