@@ -12,9 +12,10 @@ from spacetime.device import Device
 from spacetime.errors import OptionError
 from spacetime.plan import Lane, Plan, RequestView, Segment, Snapshot, TenantView
 from spacetime.scheduler.arrangements import choose
+from spacetime.scheduler.peers import HOLD_GAP_US
 from spacetime.scheduler.postponing import LEAN, better_at_us, lean
 from spacetime.scheduler.selection import cohorts_by_urgency
-from spacetime.scheduler.space_time import HOLD_GAP_US, LANE_SHARE, space_time, space_time_reserved
+from spacetime.scheduler.space_time import LANE_SHARE, space_time, space_time_reserved
 from spacetime.sim.studies import flood as study
 from tests.scheduler.harness import TableCosts, snapshot, tenant_view
 

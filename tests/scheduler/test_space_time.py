@@ -7,16 +7,9 @@ from typing import Any
 
 from spacetime.device import Capabilities, Device, Partition
 from spacetime.plan import Lane, Plan, RequestView, Segment, Snapshot, TenantView
-from spacetime.scheduler.space_time import (
-    HOLD_GAP_US,
-    HOLD_SHARE,
-    LANE_SHARE,
-    MAX_HOLD_US,
-    REJOIN_SHARE,
-    ROWS_PER_LANE,
-    space_time,
-    space_time_floating,
-)
+from spacetime.scheduler.peers import HOLD_GAP_US, HOLD_SHARE, MAX_HOLD_US, REJOIN_SHARE
+from spacetime.scheduler.selection import ROWS_PER_LANE
+from spacetime.scheduler.space_time import LANE_SHARE, space_time, space_time_floating
 from spacetime.scheduler.tables import KernelTimes
 from tests.scheduler.harness import CORES, TableCosts, snapshot, tenant_view
 
