@@ -32,9 +32,12 @@ class WholeProgram:
         self.script = script
         self._kernel = kernel
         self._layers = [layers[number] for number in script.operands]
+        self._slabs = [layer.slab for layer in self._layers]
         self.most_rows = _most_rows(script)
+        self._may_fault = script.may_fault
         self._is_long = script.work_per_stage >= LONG_STAGE
         self._mixes: OrderedDict[tuple[int, ...], _Weights] = OrderedDict()
+        self._forms: dict[int, _Form] = {}  # by number of rows
 
     @staticmethod
     def of(
@@ -63,7 +66,7 @@ class WholeProgram:
         """
         script = self.script
         # Names for all memory that the function reads: a tenant that joins meanwhile may move the weights.
-        stacks = [layer.stack for layer in self._layers]
+        stacks = [slab.stack for slab in self._slabs]
         weights = self._weights(tuple(slots), stacks)
         counts = [tensors[0].shape[0] for tensors in requests]
         scratch = _FLOATS.new_empty(sum(counts) * script.scratch_floats)
@@ -71,22 +74,39 @@ class WholeProgram:
         words: list[int] = []
         held: list[Tensor] = []
         results: list[list[Tensor]] = []
-        for count, tensors in zip(counts, requests, strict=True):
-            if [tensor.nbytes for tensor in tensors] != [count * floats * FLOAT_BYTES for floats in script.inputs]:
+        for count, tensors in zip(counts, requests, strict=True):  # plain loops: a comprehension for two costs more
+            form = self._forms.get(count) or self._new_form(count)
+            if len(tensors) != len(form.input_bytes):
                 return None
-            inputs = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
-            outputs = [_FLOATS.new_empty((count, *shape)) for shape in script.outputs]
             words += (count, place, 0)
-            words += [tensor.data_ptr() for tensor in inputs]
-            words += [tensor.data_ptr() for tensor in outputs]
-            held += inputs
+            for tensor, num_bytes in zip(tensors, form.input_bytes, strict=True):
+                if tensor.nbytes != num_bytes:
+                    return None
+                if tensor.is_contiguous():
+                    words.append(tensor.data_ptr())
+                else:
+                    held.append(tensor.contiguous())
+                    words.append(held[-1].data_ptr())
+            outputs: list[Tensor] = []
+            for like in form.outputs:
+                output = torch.empty_like(like)
+                words.append(output.data_ptr())
+                outputs.append(output)
             results.append(outputs)
             place += count * row_bytes
         table = array("q", words)
         self._kernel(len(requests), self._num_threads(len(requests)), table.buffer_info()[0], weights.table.data_ptr())
-        if script.may_fault and any(table[2 :: script.request_words]):
+        if self._may_fault and any(table[2 :: script.request_words]):
             return None
         return results
+
+    def _new_form(self, count: int) -> _Form:
+        input_bytes = tuple([count * floats * FLOAT_BYTES for floats in self.script.inputs])
+        outputs = tuple([_FLOATS.new_empty((count, *shape)) for shape in self.script.outputs])
+        form = _Form(input_bytes, outputs)
+        if count <= self.most_rows:
+            self._forms[count] = form
+        return form
 
     def _num_threads(self, num_requests: int) -> int:
         """All of the lane's, or one: where the others sleep, to wake them takes longer than a lone request saves.
@@ -100,16 +120,16 @@ class WholeProgram:
     def _weights(self, slots: tuple[int, ...], stacks: Sequence[Tensor]) -> _Weights:
         versions = [layer.version for layer in self._layers]
         places = [stack.data_ptr() for stack in stacks]
-        if not all([layer.is_stacked() for layer in self._layers]):
-            return self._find(slots, versions, places)  # contents in other slabs move without our knowing
         known = self._mixes.get(slots)
-        if known is None or known.versions != versions or known.places != places:
-            known = self._find(slots, versions, places)
+        if known is not None and known.versions == versions and known.places == places:
+            return known
+        found = self._find(slots, versions, places)
+        if all([layer.is_stacked() for layer in self._layers]):  # contents in other slabs move without our knowing
             # Not what it holds: the stacks have names in every call, and memory that weights leave is to go.
-            self._mixes[slots] = replace(known, held=[])
+            self._mixes[slots] = replace(found, held=[])
             while len(self._mixes) > _MIXES:
                 self._mixes.popitem(last=False)
-        return known
+        return found
 
     def _find(self, slots: tuple[int, ...], versions: list[int], places: list[int]) -> _Weights:
         found = [[layer.of_slot(slot) for layer in self._layers] for slot in slots]
@@ -119,6 +139,14 @@ class WholeProgram:
 
 def _most_rows(script: Script) -> int:
     return int(MOST_VECTORS / script.vectors_per_row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Of a request of so many rows. A result made like another one takes half as long as one made by its shape."""
+
+    input_bytes: tuple[int, ...]
+    outputs: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
