@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ def export(module: nn.Module, example: tuple[Any, ...]) -> Exported:
             program = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
             program = program.run_decompositions(_decompositions())
     except Exception as error:
-        raise Unfusible(f"torch.export refused the module: {_first_line(error)}") from error
+        raise Unfusible(_unknown_result(error, module) or _refusal(error)) from error
     return _normalise(program, in_spec)
 
 
@@ -116,6 +117,21 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _unknown_result(error: Exception, module: nn.Module) -> str | None:
+    """For results of types that torch cannot look into: which it is, and what its owner can do."""
+    found = re.search(r"Found <class '([\w.]+)'> in output", str(error))
+    if found is None:
+        return None
+    kind = found[1].rpartition(".")[2]
+    if "Cache" in kind and getattr(getattr(module, "config", None), "use_cache", False):
+        return f"its result holds a {kind}; set config.use_cache = False where nobody needs it"
+    return f"its result holds a {kind}, which torch.export does not know; register it (torch.export.register_dataclass)"
+
+
+def _refusal(error: Exception) -> str:
+    return f"torch.export refused the module: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

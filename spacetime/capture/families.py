@@ -92,11 +92,17 @@ def _along(call: Call) -> None:
     if "other" in call.args:  # max(x, y), min(x, y)
         return _pointwise(call)
     dims: list[int] = []
-    for name in ("dim", "dims", "dim0", "dim1"):
+    for name in ("dim", "dims", "dim0", "dim1", "dimension"):
         value = call.args.get(name)
         dims += [value] if isinstance(value, int) else list(value or ())
     if call.row_dim in [dim % call.rank for dim in dims] or (not dims and call.name in ("flip", "roll")):
         raise call.fail("works along the rows")
+
+
+def _difference(call: Call) -> None:
+    """Of neighbours along a dimension; what is put before or behind has rows, too."""
+    _along(call)
+    _pointwise_dims(call)
 
 
 def _slice(call: Call) -> None:
@@ -212,8 +218,10 @@ def _spatial(call: Call) -> None:
 
 
 def _pad(call: Call) -> None:
+    """In pairs, from the last dimension on; the rows may be named, if nothing is added to them."""
     pad = call.args.get("pad") or call.args["padding"]
-    if len(call.inputs) != 1 or call.row_dim >= call.rank - len(pad) // 2:
+    place = 2 * (call.rank - 1 - call.row_dim)
+    if len(call.inputs) != 1 or any([not isinstance(number, int) or number != 0 for number in pad[place : place + 2]]):
         raise call.fail("works along the rows")
 
 
@@ -237,6 +245,19 @@ def _attention(call: Call) -> None:
     positions = {_from_right(spec) for spec in call.inputs}
     if positions != {_from_right(call.output)} or min(positions) < 3:
         raise call.fail("attends over rows")
+
+
+def _sampled(call: Call) -> None:
+    """Every row by a grid of its own."""
+    if call.carriers.keys() != {"input", "grid"} or any([spec.row_dim != 0 for spec in call.inputs]):
+        raise call.fail("pairs rows with a constant")
+
+
+def _bilinear(call: Call) -> None:
+    """Two vectors of every row and constant weights."""
+    if call.carriers.keys() != {"input1", "input2"} or call.row_dim == call.rank - 1:
+        raise call.fail("contracts over rows, or has weights that depend on the inputs")
+    _pointwise_dims(call)
 
 
 def _index(call: Call) -> None:
@@ -296,14 +317,19 @@ FAMILIES: dict[str, Check] = _families(
         logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__ __xor__ isnan isinf isfinite
         nan_to_num clone contiguous detach alias _to_copy to type_as lift_fresh_copy lift_fresh dropout
         feature_dropout native_dropout zeros_like ones_like full_like floor_divide sgn positive copy
-        zero fill""",
+        zero fill multiply divide subtract negative absolute clip greater greater_equal less less_equal not_equal
+        arcsin arccos arctan arctan2 arcsinh arccosh arctanh asinh acosh atanh fix frac hypot logaddexp logaddexp2
+        xlogy sinc deg2rad rad2deg erfinv lgamma digamma heaviside copysign float_power ldexp isposinf isneginf
+        isclose signbit nextafter""",
     ),
     (
         _along,
         """softmax _softmax log_softmax _log_softmax softmin cumsum cumprod sort argsort topk flip roll select split
         split_with_sizes chunk unbind sum mean amax amin max min var std prod any all logsumexp argmax argmin glu
-        norm linalg_vector_norm unsafe_split unsafe_chunk count_nonzero median kthvalue var_mean std_mean aminmax""",
+        norm linalg_vector_norm unsafe_split unsafe_chunk count_nonzero median kthvalue var_mean std_mean aminmax
+        unfold cummax cummin logcumsumexp nansum nanmean""",
     ),
+    (_difference, "diff"),
     (_matrices, "tril triu"),
     (_slice, "slice"),
     (_cat, "cat concat"),
@@ -336,6 +362,8 @@ FAMILIES: dict[str, Check] = _families(
     (_layer_norm, "layer_norm native_layer_norm rms_norm"),
     (_embedding, "embedding one_hot"),
     (_attention, "scaled_dot_product_attention"),
+    (_sampled, "grid_sampler grid_sampler_2d grid_sampler_3d"),
+    (_bilinear, "bilinear"),
     (_index, "index"),
     (_gather, "gather take_along_dim scatter scatter_add"),
     (_select, "index_select"),

@@ -17,6 +17,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 Attributes = dict[tuple[nn.Module, str], Any]
 
 _COMPUTE_WEIGHTS = (WeightNorm, SpectralNorm)  # torch's own hooks: part of what is computed, and nothing else
+# Hooks that hand parts' results to the model's own result (`output_hidden_states` of Hugging Face's models).
+_COMPUTE_RESULTS = "transformers.utils.output_capturing"
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _NOTHING = object()
 
@@ -24,9 +26,13 @@ _NOTHING = object()
 def hooked(module: nn.Module) -> str | None:
     """The first part that calls somebody else's code when it runs; None if there is none."""
     for path, part in module.named_modules():
-        if any(not isinstance(hook, _COMPUTE_WEIGHTS) for hook in _hooks(part)):
+        if not all(map(_is_computation, _hooks(part))):
             return path or "itself"
     return None
+
+
+def _is_computation(hook: Any) -> bool:
+    return isinstance(hook, _COMPUTE_WEIGHTS) or getattr(hook, "__module__", None) == _COMPUTE_RESULTS
 
 
 def attributes(module: nn.Module) -> Attributes:

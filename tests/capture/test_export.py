@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -76,6 +78,24 @@ def test_what_has_no_graph_of_rows_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(Unfusible, match=reason):
         export(module, inputs)
+
+
+@dataclass
+class Scores:
+    best: Tensor
+
+
+class DynamicCache(Scores):
+    """As Hugging Face's decoders put one into their results, unless told not to."""
+
+
+def test_a_result_that_nobody_can_look_into_is_refused_with_what_its_owner_can_do() -> None:
+    with pytest.raises(Unfusible, match=r"its result holds a Scores, .* register it"):
+        export(sketch(lambda m, x: Scores(x * 2), {}), VECTOR)
+    decoder = sketch(lambda m, x: DynamicCache(x * 2), {})
+    decoder.config = SimpleNamespace(use_cache=True)  # type: ignore[assignment]
+    with pytest.raises(Unfusible, match=r"holds a DynamicCache; set config.use_cache = False"):
+        export(decoder, VECTOR)
 
 
 def test_an_example_of_one_row_is_as_good_as_one_of_many() -> None:

@@ -97,6 +97,9 @@ MIXING = [
     Case("shuffled rows", lambda m, x: x[torch.randperm(count(x))], reason="randperm"),
     Case("rows behind rows", lambda m, x: torch.cat([x, x])[: count(x)], reason="cat"),
     Case("a row in front", lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 0))[:-1], reason="pad"),
+    Case("rows behind and in front", lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 1))[1:-1], reason="pad"),
+    Case("rows minus their neighbours", lambda m, x: x.diff(dim=0, prepend=x[:1]), reason="slice|diff"),
+    Case("rows in windows of one", lambda m, x: x.unfold(0, 1, 1).squeeze(-1), VECTOR, reason="unfold"),
     Case("repeated rows", lambda m, x: x.repeat(2, 1, 1).view(-1, 2, 6, 8).sum(1), reason="repeat"),
     Case(
         "rows expanded to twice as many",
@@ -161,6 +164,11 @@ APART = [
     Case("own rows, in an order of the code's", lambda m, x: x[torch.arange(count(x))[:, None], torch.tensor([1, 0])]),
     Case("a step of every row replaced", lambda m, x: x.transpose(0, 1).select_scatter(x[:, 3], 0, 0).transpose(0, 1)),
     Case("products added", lambda m, x: torch.baddbmm(x[..., :6], x, x.mT, beta=0.5)),
+    Case("steps padded, rows named", lambda m, x: F.pad(x, (0, 0, 1, 0, 0, 0))),
+    Case("steps minus the one before", lambda m, x: x.diff(dim=1, prepend=x[:, :1] - 1)),
+    Case("windows of steps", lambda m, x: x.unfold(1, 3, 1).multiply(2)),
+    Case("sampled by a grid", lambda m, x, y: F.grid_sample(x.view(-1, 1, 4, 2), y.view(-1, 2, 2, 2)), ((8,), (8,))),
+    Case("pairs of vectors", lambda m, x: m.pairs(x, x.tanh()), ((6, 8),), {"pairs": lambda: nn.Bilinear(8, 8, 3)}),
     Case("entries of every row", lambda m, x: x.scatter(1, x.argsort(1), x).index_select(1, torch.tensor([1, 0]))),
 ]
 

@@ -87,6 +87,15 @@ BLOCKS: dict[str, Block] = {
     "scalar": (lambda m, x: x * m.w.exp() + torch.arange(6.0)[:, None], {"w": ()}),
     "number": (lambda m, x: x * m.w.item(), {"w": ()}),
     "over rows": (lambda m, x: x - x.mean(0), {}),
+    "pairs": (lambda m, x: m.pairs(x, x.tanh()), {"pairs": lambda: nn.Bilinear(8, 8, 8)}),
+    "sampled": (lambda m, x: F.grid_sample(x[:, None], m.linear(x).view(-1, 6, 4, 2)).repeat(1, 1, 1, 2)[:, 0], LINEAR),
+    "the tenant's image": (
+        lambda m, x: F.grid_sample(m.image.expand(count(x), 2, 5, 5), x.view(-1, 6, 4, 2)).mT.reshape(x.shape),
+        {"image": (1, 2, 5, 5)},
+    ),
+    "differences": (lambda m, x: x.diff(dim=1, prepend=x[:, :1] - m.w).multiply(m.w), VECTOR),
+    "overlapping": (lambda m, x: F.pad(x, (0, 0, 1, 1)).unfold(1, 3, 1) @ m.w, {"w": (3,)}),
+    "shifted": (lambda m, x: F.pad(x, (0, 0, 1, 0, 0, 0))[:, :-1].subtract(x), {}),
     "tied": (lambda m, x: torch.relu(x @ m.w) @ m.w.t(), {"w": (8, 4)}),
 }
 OUTPUTS: list[Callable[[Tensor, Tensor], Any]] = [
@@ -142,6 +151,16 @@ def test_any_chain_in_any_mix_answers_as_the_plain_modules_do(names: list[str], 
 def test_most_blocks_share_launches() -> None:
     """What is opaque answers right whatever it is, so the chains above would not notice if all were."""
     opaque = {"scattered alike", "own entries", "number", "over rows"}
-    for name in ("in place", "picked", "padding", "windows", *sorted(opaque)):
+    for name in (
+        "in place",
+        "picked",
+        "padding",
+        "windows",
+        "pairs",
+        "sampled",
+        "differences",
+        "shifted",
+        *sorted(opaque),
+    ):
         prepared = Preparer().prepare("t", chain([name], 0, 0), draw(ROW, 2, 0), exact=False)
         assert isinstance(prepared.executable, CohortExecutable) != (name in opaque), f"{name}: {prepared.reason}"
