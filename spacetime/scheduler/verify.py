@@ -34,32 +34,21 @@ def verify(plan: Plan, snapshot: Snapshot, capabilities: Capabilities) -> None:
 class _Taken:
     """Who waits, and what of it earlier lanes of the plan have taken."""
 
-    __slots__ = ("_left", "_num_taken", "merged", "running", "tenants")
+    __slots__ = ("left", "merged", "num_taken", "running", "tenants")
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.tenants = {tenant.name: tenant for tenant in snapshot.tenants}
         self.running: dict[str, int] = {}  # lanes of a tenant, those of the plan included
         self.merged = {view.id: view.cohorts for view in snapshot.merged} if snapshot.merged else {}
-        self._num_taken: dict[str, int] = {}  # of a queue, from its head on, while they are taken in order
-        self._left: dict[str, dict[int, RequestView]] = {}  # of one whose requests were not
+        self.num_taken: dict[str, int] = {}  # of a queue, from its head on, while they are taken in order
+        self.left: dict[str, dict[int, RequestView]] = {}  # of one whose requests were not
 
-    def take(self, index: int, requests: Sequence[RequestView]) -> None:
-        """They wait, and nobody has taken them."""
-        tenants, num_taken = self.tenants, self._num_taken
-        for request in requests:
-            name = request.tenant
-            views, count = tenants[name].waiting, num_taken.get(name, 0)
-            if count < len(views) and views[count] is request:  # as in most plans: spare the dictionary
-                num_taken[name] = count + 1
-            else:
-                self._take_out_of_order(index, request, views)
-
-    def _take_out_of_order(self, index: int, request: RequestView, views: Sequence[RequestView]) -> None:
+    def take_out_of_order(self, index: int, request: RequestView, views: Sequence[RequestView]) -> None:
         name = request.tenant
-        left = self._left.get(name)
+        left = self.left.get(name)
         if left is None:
-            left = self._left[name] = {view.id: view for view in views[self._num_taken.get(name, 0) :]}
-            self._num_taken[name] = len(views)
+            left = self.left[name] = {view.id: view for view in views[self.num_taken.get(name, 0) :]}
+            self.num_taken[name] = len(views)
         known = left.pop(request.id, None)
         if known is not request and known != request:
             is_taken = known is None and any(view.id == request.id for view in views)
@@ -71,27 +60,34 @@ class _Taken:
 
 def _verify_lane(index: int, lane: Lane, units: int, taken: _Taken) -> None:
     """Its tenants, and that each of its requests waits and is taken once."""
-    requests, cohort, running = lane.requests, lane.cohort, taken.running
+    requests, cohort = lane.requests, lane.cohort
     if not requests:
         raise PlanError(f"lane {index} of cohort {cohort!r} is empty", "it has no requests", "leave it out of the plan")
     members = taken.merged.get(cohort, _NO_MEMBERS)
-    names = [requests[0].tenant] if len(requests) == 1 else dict.fromkeys([request.tenant for request in requests])
-    for name in names:
-        tenant = taken.tenants.get(name)
+    tenants, running, num_taken, names = taken.tenants, taken.running, taken.num_taken, set[str]()
+    for request in requests:
+        name = request.tenant
+        tenant = tenants.get(name)
         if tenant is None:
-            facts = f"{len(taken.tenants)} tenants wait: {', '.join(list(taken.tenants)[:8]) or 'none'}"
+            facts = f"{len(tenants)} tenants wait: {', '.join(list(tenants)[:8]) or 'none'}"
             raise PlanError(f"lane {index}: tenant {name!r} has nothing waiting", facts, "plan for snapshot.tenants")
-        num_lanes = running[name] = running.get(name, tenant.running) + 1
-        if (
-            num_lanes > tenant.max_concurrency
-            or (tenant.cohort != cohort and tenant.cohort not in members)
-            or units < tenant.min_units
-            or not tenant.fusible
-        ):
-            _verify_tenant(index, lane, members, len(names), units, tenant, num_lanes)
-        if members and (tenant.apart or not lane.fused):
-            _refuse_merged(index, lane, tenant)
-    taken.take(index, requests)
+        if name not in names:
+            names.add(name)
+            num_lanes = running[name] = running.get(name, tenant.running) + 1
+            if (
+                num_lanes > tenant.max_concurrency
+                or (tenant.cohort != cohort and tenant.cohort not in members)
+                or units < tenant.min_units
+                or not tenant.fusible
+            ):
+                _verify_tenant(index, lane, members, units, tenant, num_lanes)
+            if members and (tenant.apart or not lane.fused):
+                _refuse_merged(index, lane, tenant)
+        views, count = tenant.waiting, num_taken.get(name, 0)
+        if count < len(views) and views[count] is request:  # as in most plans: spare the dictionary
+            num_taken[name] = count + 1
+        else:
+            taken.take_out_of_order(index, request, views)
 
 
 _NO_MEMBERS: tuple[str, ...] = ()
@@ -101,7 +97,6 @@ def _verify_tenant(
     index: int,
     lane: Lane,
     members: tuple[str, ...],
-    num_tenants: int,
     units: int,
     tenant: TenantView,
     num_lanes: int,
@@ -116,8 +111,8 @@ def _verify_tenant(
     if units < tenant.min_units:
         facts = f"lane has {units} units, the tenant needs {tenant.min_units}"
         raise PlanError(f"lane {index} is too small for tenant {tenant.name!r}", facts, "grant min_units or more")
-    if not tenant.fusible and (lane.fused or num_tenants > 1 or members):
-        facts = f"lane has fused={lane.fused} and {num_tenants} tenants"
+    if not tenant.fusible and (lane.fused or len(lane.tenants) > 1 or members):
+        facts = f"lane has fused={lane.fused} and {len(lane.tenants)} tenants"
         raise PlanError(
             f"lane {index}: tenant {tenant.name!r} is not fusible", facts, "give it a plain lane of its own"
         )
