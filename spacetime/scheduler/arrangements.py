@@ -36,9 +36,8 @@ class _Candidates(NamedTuple):
     """Lanes of one size each; entries of the same index belong together."""
 
     lanes: tuple[LaneSize, ...]  # what an average one would hold
-    rows: tuple[int, ...]  # the same as columns
-    units: tuple[int, ...]
-    rounds: tuple[int, ...]
+    times: tuple[float, ...]  # what makes a score of a lane's duration: times its units, ...
+    over: tuple[float, ...]  # ... over its rows; of a cohort by itself, times its rounds, over 1
     arrangements: tuple[tuple[int, int, int, int, bool], ...]  # atoms, units, lanes, slots, fused
 
 
@@ -62,7 +61,7 @@ def _best(
     num_rows, num_chunks = sum(map(ROWS_OF, cohort.chunks)), len(cohort.chunks)
     smallest = 1 if cohort.min_units == 1 else atoms_needed(cohort.min_units, device)
     fewest = min(num_chunks, -(-num_rows // ROWS_PER_LANE)) if cohort.fusible else num_chunks
-    lanes, all_rows, all_units, rounds, arrangements = _candidates(
+    lanes, times, over, arrangements = _candidates(
         num_rows,
         num_chunks,
         fewest,
@@ -74,9 +73,9 @@ def _best(
         device.units_per_atom,
     )
     prices = lanes_us(costs, cohort.name, lanes)
-    is_alone, best, best_score = num_claims == 1, 0, inf
+    best, best_score = 0, inf
     for index, lane_us in enumerate(prices):
-        score = lane_us * rounds[index] if is_alone else lane_us * all_units[index] / all_rows[index]
+        score = lane_us * times[index] / over[index]
         if lane_us > slack_us:
             score += LATE
         if score < best_score:
@@ -107,19 +106,20 @@ def _candidates(
     units_per_atom: int,
 ) -> _Candidates:
     """Everything worth a look, largest lanes first."""
+    is_alone = num_claims == 1
     share = free_atoms // num_claims  # atoms left idle help nobody: an arrangement fills its share of them
-    most = free_atoms if num_claims == 1 else max(2 * share, smallest)  # nor does one that leaves none to others
-    lanes, rounds, arrangements = [], [], []
+    most = free_atoms if is_alone else max(2 * share, smallest)  # nor does one that leaves none to others
+    lanes, times, arrangements = [], [], []
     for atoms in lane_sizes(most, smallest):
         units = num_units if atoms == num_units // units_per_atom else atoms * units_per_atom
-        slots = most // atoms if num_claims == 1 else max(1, min(most // atoms, -(-share // atoms)))
-        for num_lanes, fused in _deals(num_chunks, fewest, fusible, slots, num_claims == 1):
-            if num_claims == 1 or min(num_lanes, slots) * atoms >= share:
+        slots = most // atoms if is_alone else max(1, min(most // atoms, -(-share // atoms)))
+        for num_lanes, fused in _deals(num_chunks, fewest, fusible, slots, is_alone):
+            if is_alone or min(num_lanes, slots) * atoms >= share:
                 lanes.append((-(-num_chunks // num_lanes), -(-num_rows // num_lanes), units, fused))
-                rounds.append(-(-num_lanes // slots))
+                times.append(float(-(-num_lanes // slots) if is_alone else units))
                 arrangements.append((atoms, units, num_lanes, slots, fused))
-    rows_of, units_of = tuple([lane[1] for lane in lanes]), tuple([lane[2] for lane in lanes])
-    return _Candidates(tuple(lanes), rows_of, units_of, tuple(rounds), tuple(arrangements))
+    over = tuple([1.0 if is_alone else float(lane[1]) for lane in lanes])
+    return _Candidates(tuple(lanes), tuple(times), over, tuple(arrangements))
 
 
 def lane_sizes(most: int, smallest: int) -> list[int]:

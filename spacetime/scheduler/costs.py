@@ -122,8 +122,11 @@ class OnlineCosts:
     def lanes_us(self, cohort: str, lanes: Sequence[Arrangement]) -> list[float]:
         """`lane_us` of many arrangements at once."""
         known = self._cohorts.get(cohort) or self._find(cohort)
-        kept_us, estimate_us = known.estimates.get, known.estimate_us
-        return [kept_us(lane) or estimate_us(lane) for lane in lanes]  # nothing takes no time
+        kept_us = list(map(known.estimates.get, lanes))
+        if all(kept_us):  # nothing takes no time
+            return kept_us  # type: ignore[return-value]
+        estimate_us = known.estimate_us
+        return [us or estimate_us(lane) for us, lane in zip(kept_us, lanes, strict=True)]
 
     def kernel_times(self, cohort: str, *, tenants: int, rows: int, fused: bool = True) -> KernelTimes:
         """By kernel and number of atoms; the columns add up to `lane_us`."""
