@@ -110,15 +110,17 @@ class Lane(Value):
 
     @property
     def num_rows(self) -> int:
-        return sum(request.rows for request in self.requests)
+        return sum([request.rows for request in self.requests])
 
     @property
     def tenants(self) -> tuple[str, ...]:
         """Distinct tenants, in order of first appearance."""
-        return tuple(dict.fromkeys(request.tenant for request in self.requests))
+        return tuple(dict.fromkeys([request.tenant for request in self.requests]))
 
     @property
     def atoms(self) -> int:
+        if len(self.segments) == 1:
+            return self.segments[0].partition.atoms
         mask = 0
         for segment in self.segments:
             mask |= segment.partition.atoms
@@ -126,7 +128,9 @@ class Lane(Value):
 
     @property
     def units(self) -> int:
-        return max(segment.partition.granted_units for segment in self.segments)
+        if len(self.segments) == 1:
+            return self.segments[0].partition.granted_units
+        return max([segment.partition.granted_units for segment in self.segments])
 
 
 @quickly_made

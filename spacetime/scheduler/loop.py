@@ -49,6 +49,7 @@ class _Running:
     tenants: list[Tenant]  # of each request ...
     members: tuple[Tenant, ...]  # ... and each of them once
     num_rows: int
+    atoms: int
     units: int
     isolated: bool
     started_us: int
@@ -195,19 +196,21 @@ class Scheduler:
     def snapshot(self) -> Snapshot:
         """What the policy sees now."""
         backend, queues, running = self.backend, self._queues, self._running.values()
-        device, now_us, busy = backend.device, backend.now_us(), 0
-        lanes = tuple([each.lane for each in running])
-        for lane in lanes:
-            busy |= lane.atoms
+        device, now_us = backend.device, backend.now_us()
+        free, lanes, since_us = device.all_atoms, list[Lane](), list[int]()
+        for each in running:
+            free &= ~each.atoms
+            lanes.append(each.lane)
+            since_us.append(each.started_us)
         return Snapshot(
             now_us,
             device,
-            device.all_atoms & ~busy,
+            free,
             queues.views(),
-            lanes,
+            tuple(lanes),
             backend.capabilities,
             queues.roster,
-            tuple([each.started_us for each in running]),
+            tuple(since_us),
             self._freed_at_us,
             queues.promised_us(now_us),
             self._merged.views,
@@ -224,11 +227,10 @@ class Scheduler:
         now_us = self._freed_at_us = self.backend.now_us()
         if len(result.outcomes) != len(running.requests):
             result = _broken(running, result)
-        lane_ok = all([outcome.error is None for outcome in result.outcomes])
         for tenant in running.members:
             tenant.lane_ended()
+        lane_ok = self._meter(running, result, now_us)
         self._events.append(LaneEvent(running.lane, result.start_us, result.end_us, lane_ok))
-        self._meter(running, result, now_us)
         floats = running.lane.placement is not None  # it had fewer units than it asked for, when others held them
         if lane_ok and running.isolated and not floats:  # what overlapped or broke says nothing about the next lane
             # From start to now: what it costs to hand a lane over and back is part of what a lane costs.
@@ -283,14 +285,12 @@ class Scheduler:
         """Hand a lane to the backend, without the requests that were cancelled meanwhile."""
         requests: list[Request] = []
         tenants: list[Tenant] = []
-        num_rows, known, take = 0, self._queues.tenants, self._queues.take
-        for view in lane.requests:
-            tenant = known[view.tenant]
-            request = take(tenant, view)
+        num_rows = 0
+        for tenant, request in self._queues.pop_each(lane.requests):
             if request.begin():
                 requests.append(request)
                 tenants.append(tenant)
-                num_rows += view.rows
+                num_rows += request.view.rows
             else:
                 tenant.meter.cancelled += 1
         if not requests:
@@ -299,15 +299,17 @@ class Scheduler:
             lane = replace(lane, requests=tuple([request.view for request in requests]))
         lane_id, now_us = self._num_started, self.backend.now_us()
         self._num_started += 1
-        members, units = (tenant,) if len(tenants) == 1 else tuple(dict.fromkeys(tenants)), lane.units
+        members = (tenant,) if len(tenants) == 1 else tuple(dict.fromkeys(tenants))
+        atoms, units = lane.atoms, lane.units
         predicted_us = None
         if members[0].apart:
-            size: dict[str, int] = {"tenants": len(members), "rows": num_rows, "units": units}
-            predicted_us = self._costs.lane_us(lane.cohort, **size, fused=lane.fused)
+            predicted_us = self._costs.lane_us(
+                lane.cohort, tenants=len(members), rows=num_rows, units=units, fused=lane.fused
+            )
         merged, executable = self._merged.find(lane.cohort) or (None, members[0].executable)
         cohorts = () if merged is None else tuple([tenant.spec.cohort for tenant in tenants])
         self._running[lane_id] = _Running(
-            lane, requests, tenants, members, num_rows, units, isolated, now_us, predicted_us, merged, cohorts
+            lane, requests, tenants, members, num_rows, atoms, units, isolated, now_us, predicted_us, merged, cohorts
         )
         if merged is None:
             self._lateness.lane_started(lane.cohort, lane.fused)
@@ -323,27 +325,35 @@ class Scheduler:
     def _post_done(self, lane_id: int, result: LaneResult) -> None:
         self._post(partial(self.lane_done, lane_id, result))
 
-    def _meter(self, running: _Running, result: LaneResult, now_us: int) -> None:
+    def _meter(self, running: _Running, result: LaneResult, now_us: int) -> bool:
+        """Charge the lane's tenants. Whether all of its requests ended well."""
         lane_us = (result.end_us - result.start_us) * running.units / self.backend.device.num_units
-        us_per_row, isolated = lane_us / running.num_rows, running.isolated
+        us_per_row, isolated, lane_ok = lane_us / running.num_rows, running.isolated, True
         if running.merged is not None:
             charges = self._merged.charges(running.lane, running.cohorts, lane_us)
         else:
             charges = [us_per_row * request.view.rows for request in running.requests]
         ended = zip(running.requests, running.tenants, result.outcomes, charges, strict=True)
         for request, tenant, outcome, charged_us in ended:
-            view, value = request.view, outcome.value
-            num_bytes = request.input_bytes + value_bytes(value)
-            latency_us, ok = now_us - view.arrival_us, outcome.error is None
-            tenant.meter.record(view.rows, charged_us, latency_us, ok, now_us, num_bytes, isolated)
+            view, ok = request.view, outcome.error is None
+            lane_ok = lane_ok and ok
+            num_bytes = request.input_bytes + value_bytes(outcome.value)
+            tenant.meter.record(view.rows, charged_us, now_us - view.arrival_us, ok, now_us, num_bytes, isolated)
+        return lane_ok
 
     def _observe(self, running: _Running, duration_us: int) -> None:
         lane, members = running.lane, running.members
         if running.merged is not None:
             self._merged.observe(running.merged, lane, running.cohorts, duration_us)
         elif len(members) > 1 or not members[0].apart:  # a straggler by itself says nothing about its peers
-            size: dict[str, int] = {"tenants": len(members), "rows": running.num_rows, "units": running.units}
-            self._costs.observe(lane.cohort, **size, fused=lane.fused, duration_us=duration_us)
+            self._costs.observe(
+                lane.cohort,
+                tenants=len(members),
+                rows=running.num_rows,
+                units=running.units,
+                fused=lane.fused,
+                duration_us=duration_us,
+            )
 
     def _judge(self, running: _Running, device_us: int) -> None:
         """Does one of the lane's tenants make it slow?"""
@@ -356,7 +366,7 @@ class Scheduler:
             if known.get(name) is not tenant or tenant.spec.cohort != lane.cohort:
                 return  # it has left meanwhile
             names.append(name)
-        arrangement = (len(names), running.num_rows, lane.atoms or running.units, lane.fused)
+        arrangement = (len(names), running.num_rows, running.atoms or running.units, lane.fused)
         changed = self._stragglers.observe(lane.cohort, arrangement, names, device_us, running.predicted_us)
         if changed is not None:
             known[changed].apart = not known[changed].apart

@@ -110,6 +110,16 @@ class Recent:
     def mean(self) -> float:
         return self._total / self._count if self._count else 0.0
 
+    def averages(self, now_us: int) -> tuple[float, float]:
+        """`per_s` and `mean` at once."""
+        count = self._count
+        if not count:
+            return 0.0, 0.0
+        per_s = count * (1e6 / RECENT_US)
+        if now_us > self._at_us:
+            per_s *= math.exp((self._at_us - now_us) / RECENT_US)
+        return per_s, self._total / count
+
 
 def value_bytes(value: Any) -> int:
     """Bytes of the tensors (whatever has `nbytes`) in nested tuples, lists and mappings; other things count nothing.

@@ -1,10 +1,12 @@
 """Per-tenant queues and the tenant views made from them. Only the loop imports it.
 
-A decision over many waiting tenants must be cheap, so a tenant's view is kept until the tenant changes.
+A decision over many waiting tenants must be cheap, so a tenant's view is kept until the tenant, or how many peers it
+has, changes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import Future
 from itertools import islice
 
@@ -31,7 +33,6 @@ class Tenant:
         "_lift_us",
         "_search_in",
         "_share_since_us",
-        "_view",
         "activity",
         "check_us",
         "executable",
@@ -40,8 +41,10 @@ class Tenant:
         "preparing",
         "ran_us",
         "running",
+        "share",
         "share_units",
         "spec",
+        "view",
         "waiting",
     )
 
@@ -66,7 +69,8 @@ class Tenant:
         self.expires = spec.expires
         self.executable = executable
         self.activity = activity
-        self._view: TenantView | None = None
+        self.view: TenantView | None = None  # None: it is out of date
+        self.share = 0.0  # device time per weight, as the view has it
 
     @property
     def has_peers(self) -> bool:
@@ -85,14 +89,10 @@ class Tenant:
 
     def arrived(self, at_us: int) -> None:
         self.meter.arrived(at_us)
-        self._view = None
-
-    def push(self, request: Request) -> None:
-        self.waiting[request.view.id] = request
-        self._view = None
+        self.view = None
 
     def pop(self, view: RequestView) -> Request:
-        self._view = None
+        self.view = None
         return self.waiting.pop(view.id)
 
     def drop_cancelled(self) -> None:
@@ -110,28 +110,28 @@ class Tenant:
     def lane_started(self, now_us: int) -> None:
         self.running += 1
         self.ran_us = now_us
-        self._view = None
+        self.view = None
 
     def lane_ended(self) -> None:
         self.running -= 1
-        self._view = None
+        self.view = None
         self._complete_leave()
 
     def resize(self, resize: Resize) -> None:
         """Executables for another size are being made; the old size serves meanwhile."""
         self.preparing = resize
-        self._view = None
+        self.view = None
 
     def resized(self, units: int, now_us: int) -> None:
         """The size is in force."""
         self.preparing = None
         self.share_units, self._share_since_us = units, now_us
-        self._view = None
+        self.view = None
 
     def stays(self) -> None:
         """The other size could not be had."""
         self.preparing = None
-        self._view = None
+        self.view = None
 
     @property
     def apart(self) -> bool:
@@ -140,13 +140,13 @@ class Tenant:
     @apart.setter
     def apart(self, apart: bool) -> None:
         self._apart = apart
-        self._view = None
+        self.view = None
 
     def reset(self) -> None:
         """None of its lanes is known any more."""
         self.running = 0
         self.preparing = None
-        self._view = None
+        self.view = None
         self._complete_leave()
 
     def leave(self) -> Future[None]:
@@ -167,32 +167,37 @@ class Tenant:
         else:
             self.meter.cancelled += 1
 
-    def view(self) -> TenantView:
-        view, active_peers = self._view, len(self.activity) - 1
-        if view is not None and view.active_peers == active_peers:
-            return view
+    def look(self) -> TenantView:
+        """Its view, made anew."""
         spec, meter, waiting = self.spec, self.meter, self.waiting
-        seen_us, completions = meter.seen_us, meter.completions
-        # Of one request, as of most tenants, without looking for the first ones.
-        shown = waiting.values() if len(waiting) <= VISIBLE_REQUESTS else islice(waiting.values(), VISIBLE_REQUESTS)
-        view = self._view = TenantView(
+        seen_us = meter.seen_us
+        completions_per_s, latency_us = meter.completions.averages(seen_us)
+        served_us = round(meter.device_us + self._lift_us)
+        active_peers = len(self.activity) - 1
+        if len(waiting) == 1:  # as of most tenants
+            (head,) = waiting.values()
+            shown: tuple[RequestView, ...] = (head.view,)
+        else:
+            shown = tuple([request.view for request in islice(waiting.values(), VISIBLE_REQUESTS)])
+        self.share = served_us / spec.weight
+        view = self.view = TenantView(
             spec.name,
             spec.cohort,
             spec.fusible,
             spec.weight,
             spec.priority,
             spec.slo_us,
-            round(meter.device_us + self._lift_us),
+            served_us,
             spec.max_concurrency,
             self.running,
-            tuple([request.view for request in shown]),
+            shown,
             active_peers if active_peers > 0 else 0,
             spec.min_units,
             self.share_units,
             self.preparing is not None,
             meter.arrivals.per_s(seen_us),
-            completions.per_s(seen_us),
-            completions.mean,
+            completions_per_s,
+            latency_us,
             self._apart,
             self._share_since_us,
         )
@@ -207,6 +212,7 @@ class Queues:
         self.roster: tuple[str, ...] = ()  # their names; kept, so that a snapshot need not copy them
         self._waiting: dict[str, Tenant] = {}
         self._activity: dict[str, Activity] = {}
+        self._regrouped: set[str] = set()  # cohorts with more active tenants, or fewer, than their views say
         self._promises: dict[int, Activity] = {}  # objective -> who has it, and when each last submitted
         self._virtual_time = 0.0  # the least served time per weight among those that wait; never goes back
 
@@ -234,8 +240,16 @@ class Queues:
 
     def views(self) -> tuple[TenantView, ...]:
         """One view per tenant that waits."""
-        views = tuple([tenant.view() for tenant in self._waiting.values()])
-        least_served = min([view.served_us / view.weight for view in views], default=0.0)
+        if not self._waiting:
+            return ()
+        waiting = self._waiting.values()
+        if self._regrouped:
+            for tenant in waiting:
+                if tenant.spec.cohort in self._regrouped:
+                    tenant.view = None
+            self._regrouped.clear()
+        views = tuple([tenant.view or tenant.look() for tenant in waiting])
+        least_served = min([tenant.share for tenant in waiting])
         self._virtual_time = max(self._virtual_time, least_served)
         return views
 
@@ -274,33 +288,36 @@ class Queues:
 
     def push(self, tenant: Tenant, request: Request) -> None:
         """Queue a request, or reject it when the tenant's queue is full."""
-        arrival_us, waiting = request.view.arrival_us, tenant.waiting
-        tenant.arrived(arrival_us)
+        view, waiting = request.view, tenant.waiting
+        tenant.arrived(view.arrival_us)
         if len(waiting) >= tenant.spec.max_queue and not self._make_room(tenant):
             facts = f"{len(waiting)} requests wait, max_queue is {tenant.spec.max_queue}"
             what = f"tenant {tenant.spec.name!r}: the queue is full"
             tenant.reject(request, RejectedError(what, facts, "submit slower, or raise max_queue"))
             return
-        assert request.view.id not in waiting, "request ids are unique in a tenant"
-        self._touch(tenant, arrival_us)
-        if waiting:
-            tenant.push(request)
-        else:
+        assert view.id not in waiting, "request ids are unique in a tenant"
+        self._touch(tenant, view.arrival_us)
+        waiting[view.id] = request
+        if len(waiting) == 1:
             tenant.lift(self._virtual_time)
-            self._waiting[tenant.spec.name] = tenant
-            tenant.push(request)
-            tenant.view()  # made here, so that a decision over many tenants finds theirs ready
+            self._waiting[view.tenant] = tenant
+            tenant.look()  # here, so that a decision over many tenants finds their views ready
 
     def pop(self, view: RequestView) -> Request:
         """Take a request that waits out of its queue."""
-        return self.take(self.tenants[view.tenant], view)
+        return self.pop_each((view,))[0][1]
 
-    def take(self, tenant: Tenant, view: RequestView) -> Request:
-        """The same, of a tenant that is known to have it."""
-        request = tenant.pop(view)
-        if not tenant.waiting:
-            del self._waiting[view.tenant]
-        return request
+    def pop_each(self, views: Iterable[RequestView]) -> list[tuple[Tenant, Request]]:
+        """The same, of all requests of a lane."""
+        tenants, popped = self.tenants, []
+        for view in views:
+            tenant = tenants[view.tenant]
+            waiting = tenant.waiting
+            popped.append((tenant, waiting.pop(view.id)))
+            tenant.view = None
+            if not waiting:
+                del self._waiting[view.tenant]
+        return popped
 
     def clear(self) -> list[tuple[Tenant, Request]]:
         """Empty every queue, and start over: what waited is the caller's to end."""
@@ -322,7 +339,8 @@ class Queues:
         """Note that the tenant is active, and forget peers that no longer are."""
         activity, spec = tenant.activity, tenant.spec
         name = spec.name
-        activity.pop(name, None)
+        if activity.pop(name, None) is None:
+            self._regrouped.add(spec.cohort)
         activity[name] = now_us
         if (slo_us := spec.slo_us) is not None:
             promises = self._promises.setdefault(slo_us, {})
@@ -330,11 +348,13 @@ class Queues:
             promises[name] = now_us
         while now_us - activity[oldest := next(iter(activity))] > ACTIVE_US:
             del activity[oldest]
+            self._regrouped.add(spec.cohort)
 
     def _retire(self, tenant: Tenant) -> None:
         cohort = tenant.spec.cohort
         if tenant.spec.slo_us is not None:
             self._promises.get(tenant.spec.slo_us, {}).pop(tenant.spec.name, None)
         self._activity[cohort].pop(tenant.spec.name, None)
+        self._regrouped.add(cohort)
         if not any(peer.spec.cohort == cohort for peer in self.tenants.values() if peer is not tenant):
             del self._activity[cohort]
