@@ -77,6 +77,7 @@ def decisions_us(
         verify(plan, snapshot, backend.capabilities)
         verified_us.append((perf_counter_ns() - decided_ns) / 1e3)
         decided_us.append((decided_ns - start_ns) / 1e3)
+        del snapshot, plan  # a step, too, has let go of them before the next one
         if not serve:
             scheduler.reject_waiting(RejectedError("what waited was rejected"))
         while not scheduler.idle:
