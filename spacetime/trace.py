@@ -17,9 +17,10 @@ from typing import Any
 from spacetime import perfetto
 from spacetime.perfetto import Drawing, Note, Sample, Slice, Track
 from spacetime.plan import Lane, RequestView
-from spacetime.values import Value
+from spacetime.values import Value, quickly_made
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class LaneEvent(Value):
     """A lane that ran. The plan's lane is kept whole, so a trace can be replayed and verified."""

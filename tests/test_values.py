@@ -65,7 +65,7 @@ def test_values_are_frozen(kind: type[Value]) -> None:
     assert kind.__dataclass_params__.frozen
 
 
-MADE_QUICKLY = [Partition, RequestView, TenantView, Load, Segment, Lane, Plan, Snapshot]
+MADE_QUICKLY = [Partition, RequestView, TenantView, Load, Segment, Lane, Plan, Snapshot, LaneEvent]
 
 
 @pytest.mark.parametrize("kind", MADE_QUICKLY)

@@ -13,8 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 from spacetime.device import Capabilities, Device
 from spacetime.plan import Lane, Load, Plan, Snapshot
 from spacetime.scheduler.tables import KernelTimes
+from spacetime.values import quickly_made
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How one request ended on the device: a value, or an error of its own."""
@@ -23,6 +25,7 @@ class Outcome:
     error: BaseException | None = None
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class LaneResult:
     """How a lane ended: one outcome per request, in the lane's order."""
