@@ -227,8 +227,7 @@ class Scheduler:
         now_us = self._freed_at_us = self.backend.now_us()
         if len(result.outcomes) != len(running.requests):
             result = _broken(running, result)
-        for tenant in running.members:
-            tenant.lane_ended()
+        Tenant.lane_ended(running.members)
         lane_ok = self._meter(running, result, now_us)
         self._events.append(LaneEvent(running.lane, result.start_us, result.end_us, lane_ok))
         floats = running.lane.placement is not None  # it had fewer units than it asked for, when others held them
@@ -313,8 +312,7 @@ class Scheduler:
         )
         if merged is None:
             self._lateness.lane_started(lane.cohort, lane.fused)
-        for tenant in members:
-            tenant.lane_started(now_us)
+        Tenant.lane_started(members, now_us)
         payloads = [request.payload for request in requests]
         try:
             self.backend.start(lane, executable, payloads, partial(self._post_done, lane_id))
@@ -328,15 +326,17 @@ class Scheduler:
     def _meter(self, running: _Running, result: LaneResult, now_us: int) -> bool:
         """Charge the lane's tenants. Whether all of its requests ended well."""
         lane_us = (result.end_us - result.start_us) * running.units / self.backend.device.num_units
-        us_per_row, isolated, lane_ok = lane_us / running.num_rows, running.isolated, True
+        isolated, lane_ok = running.isolated, True
         if running.merged is not None:
             charges = self._merged.charges(running.lane, running.cohorts, lane_us)
         else:
-            charges = [us_per_row * request.view.rows for request in running.requests]
+            us_per_row = lane_us / running.num_rows
+            charges = [us_per_row * view.rows for view in running.lane.requests]
         ended = zip(running.requests, running.tenants, result.outcomes, charges, strict=True)
         for request, tenant, outcome, charged_us in ended:
-            view, ok = request.view, outcome.error is None
-            lane_ok = lane_ok and ok
+            view, ok = request.view, True
+            if outcome.error is not None:
+                ok = lane_ok = False
             num_bytes = request.input_bytes + value_bytes(outcome.value)
             tenant.meter.record(view.rows, charged_us, now_us - view.arrival_us, ok, now_us, num_bytes, isolated)
         return lane_ok

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import exp
 from typing import Any
 
 _GROWTH = 1.02  # bucket i holds (_GROWTH**(i-1), _GROWTH**i]: its middle is within 1 % of every member
@@ -12,6 +13,7 @@ _LOG_GROWTH = math.log(_GROWTH)
 _COUNT_EVERY = 64  # values: few enough that nobody notices who has to count them
 
 RECENT_US = 1_000_000  # the time constant of recent averages: what happened this long ago counts 1/e
+_PER_S = 1e6 / RECENT_US
 
 
 class Histogram:
@@ -94,31 +96,24 @@ class Recent:
         self._total = 0.0
 
     def add(self, at_us: int, value: float = 0.0) -> None:
-        if at_us > self._at_us:  # threads note the time before they queue up: it may go back a little
-            decay = math.exp((self._at_us - at_us) / RECENT_US)
-            self._count *= decay
-            self._total *= decay
+        age_us = self._at_us - at_us
+        if age_us < 0:
+            decay = exp(age_us / RECENT_US)
+            self._count = self._count * decay + 1
+            self._total = self._total * decay + value
             self._at_us = at_us
-        self._count += 1
-        self._total += value
+        else:  # threads note the time before they queue up: it may go back a little
+            self._count += 1
+            self._total += value
 
     def per_s(self, now_us: int) -> float:
-        per_s = self._count * (1e6 / RECENT_US)
-        return per_s * math.exp((self._at_us - now_us) / RECENT_US) if now_us > self._at_us else per_s
+        age_us = self._at_us - now_us
+        per_s = self._count * _PER_S
+        return per_s * exp(age_us / RECENT_US) if age_us < 0 else per_s
 
     @property
     def mean(self) -> float:
         return self._total / self._count if self._count else 0.0
-
-    def averages(self, now_us: int) -> tuple[float, float]:
-        """`per_s` and `mean` at once."""
-        count = self._count
-        if not count:
-            return 0.0, 0.0
-        per_s = count * (1e6 / RECENT_US)
-        if now_us > self._at_us:
-            per_s *= math.exp((self._at_us - now_us) / RECENT_US)
-        return per_s, self._total / count
 
 
 def value_bytes(value: Any) -> int:

@@ -77,13 +77,9 @@ class Tenant:
         """Whether others of its cohort are active."""
         return len(self.activity) > 1
 
-    @property
-    def served_us(self) -> float:
-        return self.meter.device_us + self._lift_us
-
     def lift(self, virtual_time: float) -> None:
         """Idle time is no credit: a tenant that comes back starts level with those that are being served."""
-        behind_us = virtual_time * self.spec.weight - self.served_us
+        behind_us = virtual_time * self.spec.weight - (self.meter.device_us + self._lift_us)
         if behind_us > 0:
             self._lift_us += behind_us
 
@@ -106,16 +102,6 @@ class Tenant:
             begun = request.begin()
             assert not begun, "a cancelled future stays cancelled"
             self.meter.cancelled += 1
-
-    def lane_started(self, now_us: int) -> None:
-        self.running += 1
-        self.ran_us = now_us
-        self.view = None
-
-    def lane_ended(self) -> None:
-        self.running -= 1
-        self.view = None
-        self._complete_leave()
 
     def resize(self, resize: Resize) -> None:
         """Executables for another size are being made; the old size serves meanwhile."""
@@ -161,6 +147,22 @@ class Tenant:
             self._left.set_result(None)
             self._left = None
 
+    @staticmethod
+    def lane_started(tenants: Iterable[Tenant], now_us: int) -> None:
+        """These share a lane that starts."""
+        for tenant in tenants:
+            tenant.running += 1
+            tenant.ran_us = now_us
+            tenant.view = None
+
+    @staticmethod
+    def lane_ended(tenants: Iterable[Tenant]) -> None:
+        for tenant in tenants:
+            tenant.running -= 1
+            tenant.view = None
+            if tenant._left is not None:
+                tenant._complete_leave()
+
     def reject(self, request: Request, error: SpacetimeError) -> None:
         if request.reject(error):
             self.meter.rejected += 1
@@ -169,11 +171,9 @@ class Tenant:
 
     def look(self) -> TenantView:
         """Its view, made anew."""
-        spec, meter, waiting = self.spec, self.meter, self.waiting
-        seen_us = meter.seen_us
-        completions_per_s, latency_us = meter.completions.averages(seen_us)
+        spec, meter, waiting, completions = self.spec, self.meter, self.waiting, self.meter.completions
+        seen_us, active_peers = meter.seen_us, len(self.activity) - 1
         served_us = round(meter.device_us + self._lift_us)
-        active_peers = len(self.activity) - 1
         if len(waiting) == 1:  # as of most tenants
             (head,) = waiting.values()
             shown: tuple[RequestView, ...] = (head.view,)
@@ -196,8 +196,8 @@ class Tenant:
             self.share_units,
             self.preparing is not None,
             meter.arrivals.per_s(seen_us),
-            completions_per_s,
-            latency_us,
+            completions.per_s(seen_us),
+            completions.mean,
             self._apart,
             self._share_since_us,
         )
@@ -289,7 +289,8 @@ class Queues:
     def push(self, tenant: Tenant, request: Request) -> None:
         """Queue a request, or reject it when the tenant's queue is full."""
         view, waiting = request.view, tenant.waiting
-        tenant.arrived(view.arrival_us)
+        tenant.meter.arrived(view.arrival_us)
+        tenant.view = None
         if len(waiting) >= tenant.spec.max_queue and not self._make_room(tenant):
             facts = f"{len(waiting)} requests wait, max_queue is {tenant.spec.max_queue}"
             what = f"tenant {tenant.spec.name!r}: the queue is full"

@@ -60,12 +60,12 @@ def cohorts_by_urgency(snapshot: Snapshot, costs: CostModel) -> list[Cohort]:
     for tenant in snapshot.tenants:
         if tenant.running >= tenant.max_concurrency:
             continue
-        waiting = tenant.waiting
-        head = waiting[0]
         key = tenant.cohort if tenant.fusible and not tenant.apart else (tenant.cohort, tenant.name)
         cohort = cohorts.get(key)
         if cohort is None:
             cohort = cohorts[key] = Cohort(tenant.cohort, tenant.fusible, tenant.fusible and not tenant.apart, [])
+        waiting = tenant.waiting
+        head = waiting[0]
         deadline_us, arrival_us, share = head.deadline_us, head.arrival_us, tenant.served_us / tenant.weight
         due_us = inf
         if deadline_us is not None or arrival_us <= impatient_us:

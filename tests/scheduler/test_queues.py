@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from spacetime.errors import OptionError, RejectedError
 from spacetime.plan import TenantView
 from spacetime.scheduler.queues import ACTIVE_US, LOOKS_PER_PUSH, PROMISED_US, VISIBLE_REQUESTS
-from spacetime.scheduler.request import Request
+from spacetime.scheduler.request import Request, TenantSpec
 from tests.scheduler.harness import Echo, World
 
 
@@ -70,6 +72,38 @@ def test_active_peers_counts_recent_submitters_of_the_cohort() -> None:
     world.backend.advance(ACTIVE_US + 100)
     world.submit("a")
     assert view_of(world, "a").active_peers == 0
+
+
+OPERATIONS = ["submit", "submit", "start", "end", "later", "move", "remove", "add"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(OPERATIONS), st.sampled_from("abcd")), max_size=30))
+def test_views_that_were_kept_say_what_new_ones_would(steps: list[tuple[str, str]]) -> None:
+    world = World(latency_us=ACTIVE_US // 3)
+    for operation, name in [*[("add", name) for name in "abcd"], *steps]:
+        tenants = world.scheduler._queues.tenants
+        if operation == "add" and name not in tenants:
+            world.add(name)
+        elif operation == "start":
+            world.step()
+        elif operation == "end":
+            world.run()
+        elif operation == "later":
+            world.backend.advance(ACTIVE_US // 2)
+        elif name in tenants:
+            if operation == "submit":
+                world.submit(name)
+            elif operation == "remove":
+                world.scheduler.remove_tenant(name)
+            elif operation == "move":
+                world.costs.register("elsewhere", None, world.backend.device)
+                spec = world.specs[name] = TenantSpec(name, "elsewhere")
+                world.scheduler.replace_tenant(spec, Echo())
+        kept = world.scheduler.snapshot().tenants
+        for tenant in tenants.values():
+            tenant.view = None
+        assert world.scheduler.snapshot().tenants == kept
 
 
 def test_a_removed_tenant_is_no_active_peer() -> None:
