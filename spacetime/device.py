@@ -82,7 +82,7 @@ class Device(Value):
 
     @property
     def all_atoms(self) -> int:
-        return (1 << self.num_atoms) - 1
+        return (1 << self.num_units // self.units_per_atom) - 1
 
     @property
     def whole(self) -> Partition:

@@ -197,7 +197,9 @@ class Scheduler:
         """What the policy sees now."""
         backend, queues, running = self.backend, self._queues, self._running.values()
         device, now_us = backend.device, backend.now_us()
-        free, lanes, since_us = device.all_atoms, list[Lane](), list[int]()
+        lanes: list[Lane] = []
+        since_us: list[int] = []
+        free = device.all_atoms
         for each in running:
             free &= ~each.atoms
             lanes.append(each.lane)
@@ -346,13 +348,9 @@ class Scheduler:
         if running.merged is not None:
             self._merged.observe(running.merged, lane, running.cohorts, duration_us)
         elif len(members) > 1 or not members[0].apart:  # a straggler by itself says nothing about its peers
+            tenants, rows, units = len(members), running.num_rows, running.units
             self._costs.observe(
-                lane.cohort,
-                tenants=len(members),
-                rows=running.num_rows,
-                units=running.units,
-                fused=lane.fused,
-                duration_us=duration_us,
+                lane.cohort, tenants=tenants, rows=rows, units=units, fused=lane.fused, duration_us=duration_us
             )
 
     def _judge(self, running: _Running, device_us: int) -> None:

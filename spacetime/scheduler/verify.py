@@ -64,7 +64,8 @@ def _verify_lane(index: int, lane: Lane, units: int, taken: _Taken) -> None:
     if not requests:
         raise PlanError(f"lane {index} of cohort {cohort!r} is empty", "it has no requests", "leave it out of the plan")
     members = taken.merged.get(cohort, _NO_MEMBERS)
-    tenants, running, num_taken, names = taken.tenants, taken.running, taken.num_taken, set[str]()
+    tenants, running, num_taken = taken.tenants, taken.running, taken.num_taken
+    names: set[str] = set()
     for request in requests:
         name = request.tenant
         tenant = tenants.get(name)
