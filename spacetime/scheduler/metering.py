@@ -132,10 +132,10 @@ def _nested_bytes(value: Any) -> int:
     num_bytes = getattr(value, "nbytes", None)
     if num_bytes is not None:
         return int(num_bytes)
-    if isinstance(value, Mapping):
+    if not isinstance(value, (tuple, list)):
+        if not isinstance(value, Mapping):
+            return 0
         value = value.values()
-    elif not isinstance(value, (tuple, list)):
-        return 0
     return sum([_nested_bytes(item) for item in value])
 
 
