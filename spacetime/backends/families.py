@@ -47,7 +47,9 @@ class LengthsExecutable:
         mains = [(weight.name, tuple(weight.tensor.shape)) for weight in self.main.cohort.captured.weights]
         if [(weight.name, tuple(weight.tensor.shape)) for weight in captured.weights] != mains:
             raise Unfusible("at this length the module uses other weights")
-        cohort = Cohort(captured, main=self.main.cohort)
+        founder = next(iter(self.main.cohort.members.values()))
+        brought = [index for index, tensors in enumerate(founder.weights) if tensors]
+        cohort = Cohort(captured.without_contents(brought), main=self.main.cohort)
         self.programs[length] = CohortExecutable(cohort, self._modules, prepack=self.main.prepack)
 
     def join(self, name: str) -> None:

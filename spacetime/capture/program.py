@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +42,15 @@ class Captured:
     weights: tuple[Weight, ...]  # in the order of Program.weights
     weight_index: dict[fx.Node, int]
     kernel_nodes: tuple[str, ...]  # the node behind every kernel
+
+    def without_contents(self, indices: Collection[int]) -> Captured:
+        """The same with mere shapes for these weights: each tenant brings its own, and may take them away again."""
+        kept = {index: _shape_of(self.weights[index]) for index in indices}
+        weights = tuple([kept.get(index, weight) for index, weight in enumerate(self.weights)])
+        by_node = {
+            node: kept.get(self.weight_index.get(node, -1), weight) for node, weight in self.exported.weights.items()
+        }
+        return replace(self, weights=weights, exported=replace(self.exported, weights=by_node))
 
 
 def build_program(exported: Exported, proof: RowProof) -> Captured:
@@ -160,6 +170,11 @@ class _Builder:
     def _attributes(self, node: fx.Node) -> str:
         literals = {key: value for key, value in bind_arguments(node).items() if not _holds_node(value)}
         return f"{{{self._print(literals)}}}" if literals else ""
+
+
+def _shape_of(weight: Weight) -> Weight:
+    """Its type and place, too, in the memory of one number."""
+    return replace(weight, tensor=weight.tensor.new_empty(()).expand(weight.tensor.shape))
 
 
 def storage_key(tensor: Tensor) -> tuple[Any, ...]:

@@ -234,10 +234,11 @@ class Preparer:
             exported = export(module, args)
         captured = build_program(exported, prove(exported))
         signature = captured.program.signature
-        if signature not in self.cohorts:
-            cohort = Cohort(captured, store=self.store)
-            self.cohorts[signature] = CohortExecutable(cohort, self.modules, prepack=self.prepack)
         known = _Known(signature, _weight_order(captured, recording))
+        if signature not in self.cohorts:
+            brought = [index for index, place in enumerate(known.order) if place is not None]
+            cohort = Cohort(captured.without_contents(brought), store=self.store)
+            self.cohorts[signature] = CohortExecutable(cohort, self.modules, prepack=self.prepack)
         self._known[recording.fingerprint] = known
         return known
 
