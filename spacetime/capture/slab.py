@@ -199,7 +199,10 @@ class Slab:
         return [content for content in found if content.home is not self]
 
     def _free(self, index: int, content: Content) -> None:
-        self._by_fingerprint[content.fingerprint].remove(index)
+        alike = self._by_fingerprint[content.fingerprint]
+        alike.remove(index)
+        if not alike:
+            del self._by_fingerprint[content.fingerprint]
         del content.places[self]
         if content.home is not self:
             self._num_guests -= 1

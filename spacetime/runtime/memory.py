@@ -114,6 +114,8 @@ class Ledger:
                 else:
                     own += num_bytes
             tenants.append(TenantMemory(name, own, shared, buffers, 0, self._lane_bytes(holdings[name])))
+        signatures = {holding.cohort.program.signature for holding in holdings.values() if holding.cohort is not None}
+        self._lanes = {key: num_bytes for key, num_bytes in self._lanes.items() if key[0] in signatures}
         cohorts = {id(holding.cohort): holding.cohort for holding in holdings.values() if holding.cohort is not None}
         self._tenants = tuple(tenants)
         self._programs = {name: holding.programs for name, holding in holdings.items()}

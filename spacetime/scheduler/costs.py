@@ -12,6 +12,7 @@ and a cohort whose later lanes keep differing from theirs is `stale`: its profil
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ from spacetime.scheduler.learned import (
 from spacetime.scheduler.merged_prior import Loads, MergedPrior
 from spacetime.scheduler.tables import KernelTimes, LatencyTable
 from spacetime.values import Value
+
+MOST_RETIRED = 32  # cohorts without tenants whose lessons are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ class OnlineCosts:
 
     def __init__(self) -> None:
         self._cohorts: dict[str, LearnedCohort] = {}
+        self._retired: OrderedDict[str, None] = OrderedDict()  # of these, the first to go first
         self._merged: dict[str, _Merged] = {}
 
     def register(self, cohort: str, program: Program | None, device: Device, table: LatencyTable | None = None) -> None:
@@ -108,9 +112,18 @@ class OnlineCosts:
 
         A table that was not there before replaces the prior, and learning begins anew.
         """
+        self._retired.pop(cohort, None)
         known = self._cohorts.get(cohort)
         if known is None or (table is not None and table is not known.table):
             self._cohorts[cohort] = LearnedCohort(program, device, table)
+
+    def retire(self, cohort: str) -> None:
+        """Its last tenant has left. What was learned waits for the next one until many others have left since."""
+        if cohort in self._cohorts:
+            self._retired[cohort] = None
+            self._retired.move_to_end(cohort)
+        while len(self._retired) > MOST_RETIRED:
+            del self._cohorts[self._retired.popitem(last=False)[0]]
 
     def lane_us(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool = True) -> float:
         known = self._cohorts.get(cohort) or self._find(cohort)

@@ -8,7 +8,7 @@ change: then the tenant is looked at again when its next lane ends.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from spacetime.device import Device
 from spacetime.errors import RejectedError
@@ -52,6 +52,14 @@ class Lateness:
             tenant.check_us = due_us
             self._num_checks += 1
             heappush(self._checks, (due_us, self._num_checks, tenant))
+
+    def unwatch(self, tenant: Tenant) -> None:
+        """It has left: its time may be hours away, and nothing of it is to be kept until then."""
+        tenant.check_us = None
+        kept = [check for check in self._checks if check[2] is not tenant]
+        if len(kept) < len(self._checks):
+            heapify(kept)
+            self._checks = kept
 
     def next_us(self) -> int | None:
         """When to look again."""

@@ -112,9 +112,11 @@ class Scheduler:
     def remove_tenant(self, name: str) -> Future[None]:
         """Reject what waits; the future completes when the tenant's last running lane has ended."""
         tenant = self._queues.remove(name)
+        self._lateness.unwatch(tenant)
         self._forget(name, tenant.spec.cohort)
         error = RejectedError(f"tenant {name!r} was removed", "the request had not started", "add the tenant again")
-        for request in tenant.waiting.values():
+        waiting, tenant.waiting = tenant.waiting, {}  # lanes that run keep the tenant, not what waited in it
+        for request in waiting.values():
             tenant.reject(request, error)
         return tenant.leave()
 
@@ -224,6 +226,7 @@ class Scheduler:
         running = self._running.pop(lane_id, None)
         if running is None:
             if lane_id in self._abandoned:
+                self._abandoned.discard(lane_id)
                 return
             raise PlanError(f"lane {lane_id} ended twice", next_step="a backend calls done once per lane")
         now_us = self._freed_at_us = self.backend.now_us()
@@ -379,6 +382,7 @@ class Scheduler:
             self._stragglers.forget_cohort(cohort)
             self._merged.forget(cohort)
             self._holds.forget(cohort)
+            self._costs.retire(cohort)
 
     def _reject(self, views: Sequence[RequestView], error: SpacetimeError) -> None:
         """End requests that wait. All leave their queues first: a future's callback may come back to us."""

@@ -92,6 +92,9 @@ class LearningCostModel(CostModel, Protocol):
     def observe(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool, duration_us: int) -> None:
         """A lane of this kind ran undisturbed and took `duration_us`."""
 
+    def retire(self, cohort: str) -> None:
+        """Its last tenant has left. A lane of it may still be running; the cohort may come back."""
+
 
 @runtime_checkable
 class MergedCostModel(Protocol):

@@ -352,9 +352,11 @@ class Queues:
             self._regrouped.add(spec.cohort)
 
     def _retire(self, tenant: Tenant) -> None:
-        cohort = tenant.spec.cohort
-        if tenant.spec.slo_us is not None:
-            self._promises.get(tenant.spec.slo_us, {}).pop(tenant.spec.name, None)
+        cohort, slo_us = tenant.spec.cohort, tenant.spec.slo_us
+        if slo_us is not None and (active := self._promises.get(slo_us)) is not None:
+            active.pop(tenant.spec.name, None)
+            if not active:
+                del self._promises[slo_us]
         self._activity[cohort].pop(tenant.spec.name, None)
         self._regrouped.add(cohort)
         if not any(peer.spec.cohort == cohort for peer in self.tenants.values() if peer is not tenant):

@@ -32,6 +32,9 @@ class OracleCosts:
     def observe(self, cohort: str, *, tenants: int, rows: int, units: int, fused: bool, duration_us: int) -> None:
         """It knows already."""
 
+    def retire(self, cohort: str) -> None:
+        """A simulation ends with its tenants."""
+
     def _find(self, cohort: str) -> Prior:
         if cohort not in self._priors:
             known = ", ".join(sorted(self._priors)) or "none"

@@ -111,3 +111,11 @@ def test_a_layer_maps_slots_to_entries() -> None:
     assert layer.entries == [1, 0, -1]
     assert torch.equal(layer.of_slot(1), content(0))
     assert not layer.is_shared(1)
+
+
+def test_contents_that_come_and_go_leave_nothing_in_the_index() -> None:
+    slab = Slab(content(0))
+    slab.adopt(content(0))
+    for seed in range(1, 50):
+        slab.release(slab.adopt(content(seed)))
+    assert len(slab._by_fingerprint) == 1 and slab.stack.shape[0] == 8, "places are used again"

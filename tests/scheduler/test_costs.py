@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spacetime.device import Device
 from spacetime.errors import OptionError
 from spacetime.ir import Kernel, Program
-from spacetime.scheduler.costs import OnlineCosts, Staleness
+from spacetime.scheduler.costs import MOST_RETIRED, OnlineCosts, Staleness
 from spacetime.scheduler.learned import (
     EXPLORE,
     EXPLORE_FORM,
@@ -343,3 +343,29 @@ def test_a_table_that_never_fitted_is_stale_though_an_analytic_prior_would_not_b
 def test_staleness_of_an_unknown_cohort_is_an_error() -> None:
     with pytest.raises(OptionError, match="cohort 'x' has no costs"):
         known().staleness("x")
+
+
+# -- cohorts that come and go ---------------------------------------------------------------------------
+
+
+def test_a_cohort_that_comes_back_finds_what_was_learned_of_it() -> None:
+    costs = known()
+    for _ in range(SAMPLES):
+        tell(costs, 7_000)
+    learned_us = ask(costs)
+    costs.retire("c")
+    costs.retire("never known")
+    tell(costs, 7_000)  # a lane that was running when the last tenant left
+    costs.register("c", PROGRAM, DEVICE)
+    assert ask(costs) == pytest.approx(learned_us, rel=0.05)
+
+
+def test_of_many_cohorts_that_have_left_only_the_last_ones_are_kept() -> None:
+    costs = known()
+    for number in range(3 * MOST_RETIRED):
+        costs.register(f"opaque:{number}", None, DEVICE)
+        costs.retire(f"opaque:{number}")
+    assert len(costs._cohorts) == MOST_RETIRED + 1
+    assert ask(costs) > 0, "one that has tenants is never forgotten, however long ago it came"
+    with pytest.raises(OptionError, match="has no costs"):
+        costs.lane_us("opaque:0", tenants=1, rows=1, units=1)

@@ -229,3 +229,18 @@ def test_nobody_starts_too_late_and_nobody_is_lost(
         for view in event.lane.requests:
             timeout_us = world.specs[view.tenant].timeout_us
             assert timeout_us is None or event.start_us - view.arrival_us <= timeout_us + 20, "readings of the clock"
+
+
+def test_a_tenant_that_left_is_not_kept_until_its_time_would_have_come() -> None:
+    world = blocked(timeout_us=10**12)
+    futures = [world.submit("a") for _ in range(3)]
+    lateness = world.scheduler._lateness
+    assert lateness
+    world.add("b", timeout_us=2000)
+    late = world.submit("b")
+    world.scheduler.remove_tenant("a")
+    assert all(isinstance(future.exception(0), RejectedError) for future in futures)
+    assert [tenant.spec.name for _, _, tenant in lateness._checks] == ["b"]
+    wake(world)
+    world.step()
+    assert "timed out" in str(late.exception(0)), "others are looked at as before"
