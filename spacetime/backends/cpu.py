@@ -75,18 +75,29 @@ class CpuBackend:
             pump()
         finally:
             lent.takes_a_lane = False
-            job, lent.job = lent.job, None
-            if job is not None:
-                self._perform(job)
-        return job is not None
+            is_given = lent.job is not None
+            if is_given:
+                self._perform()
+        return is_given
 
-    def _perform(self, job: Job) -> None:
+    def _perform(self) -> None:
+        """The job that the thread has been lent for. No name for it outlives its run: an error's frames would."""
+        job, self._lent.job = self._lent.job, None
+        assert job is not None
         lane, executable, payloads, done = job
+        del job
         start_us = self.now_us()
         outcomes = outcomes_of(executable, lane, payloads)
+        del executable, payloads
         end_us = self.now_us()
+        result = LaneResult(outcomes, start_us, end_us)
+        del outcomes
         self._note(lane, end_us - start_us)
-        done(LaneResult(outcomes, start_us, end_us))
+        del lane
+        try:
+            done(result)
+        finally:
+            del result, done
 
     def _is_within(self, lane: Lane, most_us: int | None) -> bool:
         """Is the lane expected to take no longer? One that nobody has seen yet may."""

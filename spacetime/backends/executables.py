@@ -92,10 +92,11 @@ class CohortExecutable:
             except Exception as error:
                 if len(payloads) == 1:
                     return [Outcome(error=error)]
-                return [
-                    _attempt(lambda slot=slot, call=call: self._batch([slot], [call])[0])  # type: ignore[misc]
-                    for slot, call in zip(slots, payloads, strict=True)
-                ]
+            # Not in the handler: their errors would hold this one, which holds everybody's rows.
+            return [
+                _attempt(lambda slot=slot, call=call: self._batch([slot], [call])[0])  # type: ignore[misc]
+                for slot, call in zip(slots, payloads, strict=True)
+            ]
 
     def _run_plain(self, lane: Lane, payloads: Sequence[Call]) -> list[Outcome]:
         thread = threading.get_ident()

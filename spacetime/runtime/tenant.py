@@ -48,7 +48,12 @@ class Tenant:
         # What one iteration of the event loop submits is planned together, by the next one. Lanes run elsewhere, but
         # for those so short that to hand them over would take the event loop more of its time.
         asyncio.get_running_loop().call_soon(result.plan)
-        return await asyncio.wrap_future(result)
+        wrapped = asyncio.wrap_future(result)
+        del result  # the error that may be raised here holds this frame, and the future the error
+        try:
+            return await wrapped
+        finally:
+            del wrapped
 
     def _in_order(self, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         """All inputs by position: the named ones are those that follow."""

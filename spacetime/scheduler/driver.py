@@ -253,9 +253,12 @@ class Result(LazyFuture[T]):
         self._driver = driver
 
     def result(self, timeout: float | None = None) -> T:
-        if not self.done():  # as most are of those that were submitted together, once one of them has ended
-            self._help(timeout)
-        return super().result(timeout)
+        try:
+            if not self.done():  # as most are of those that were submitted together, once one of them has ended
+                self._help(timeout)
+            return super().result(timeout)
+        finally:
+            del self  # see the base class
 
     def plan(self) -> None:
         """Have it planned, and what else was submitted, on this thread, which is wanted elsewhere.
@@ -273,6 +276,7 @@ class Result(LazyFuture[T]):
         else:
             self._driver.pump()  # a lane that it runs itself could not be interrupted
         self._prepare_to_wait()
+        del self  # a lane that was run here may have failed, and its error holds this frame
 
     def _prepare_to_wait(self) -> None:
         if self._made is None and not self.done():

@@ -64,7 +64,10 @@ class LazyFuture(Future[T]):
     def result(self, timeout: float | None = None) -> T:
         if self._state == FINISHED and self._exception is None:
             return self._result  # type: ignore[return-value]
-        return super().result(timeout)
+        try:
+            return super().result(timeout)
+        finally:
+            del self  # as the base class does: the error that it raises holds this frame, and the future the error
 
     # -- what it goes through by itself --------------------------------------------------------------------------
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import threading
+import time
 import types
 import weakref
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,11 +20,15 @@ from torch import Tensor, nn
 
 import spacetime as st
 from spacetime.backends.cpu import CpuBackend
+from spacetime.backends.executables import Call
+from spacetime.backends.outcomes import outcomes_of
+from spacetime.plan import RequestView
 from spacetime.scheduler.costs import MOST_RETIRED
 from spacetime.scheduler.learned import LearnedCohort
 from spacetime.scheduler.metering import Histogram
+from spacetime.scheduler.protocols import Outcome
 from spacetime.scheduler.stragglers import _Cohort as CohortLanes
-from tests.runtime.models import EXAMPLE, PATIENCE_S, Refusing, X, assert_equal, plain, tiny
+from tests.runtime.models import EXAMPLE, PATIENCE_S, Lookup, Refusing, X, assert_equal, plain, tiny
 
 # What code is made of; and books that grow with what was seen, up to bounds that have tests of their own.
 _LEAVES = (types.ModuleType, types.FunctionType, type, Tensor, LearnedCohort, CohortLanes, Histogram)
@@ -102,3 +111,111 @@ def test_the_weights_of_who_founded_a_cohort_go_with_him(dynamic: Any) -> None:
         assert_equal(tenant(*example), plain(second, *example))
         third = build()
         assert_equal(rt.add(third, example, "third", dynamic=dynamic)(*example), plain(third, *example))
+
+
+# -- what a failed request leaves -----------------------------------------------------------------------
+
+
+def fail_by_call(tenant: st.Tenant, x: Tensor) -> None:
+    with pytest.raises(ArithmeticError):
+        tenant(x)
+
+
+def fail_by_asking(tenant: st.Tenant, x: Tensor) -> None:
+    assert isinstance(tenant.submit(x).exception(PATIENCE_S), ArithmeticError)
+
+
+def fail_unseen(tenant: st.Tenant, x: Tensor) -> None:
+    done = threading.Event()
+    tenant.submit(x).add_done_callback(lambda _: done.set())
+    assert done.wait(PATIENCE_S)
+
+
+def fail_in_asyncio(tenant: st.Tenant, x: Tensor) -> None:
+    async def ask() -> None:
+        with pytest.raises(ArithmeticError):
+            await tenant.asubmit(x)
+
+    asyncio.run(ask())
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """Only what nobody has a name for goes."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def gone(reference: weakref.ref[Any]) -> bool:
+    """Soon: the thread that has ended a request lets go of it a moment later."""
+    give_up = time.monotonic() + PATIENCE_S
+    while reference() is not None and time.monotonic() < give_up:
+        time.sleep(0.001)
+    return reference() is None
+
+
+@pytest.mark.parametrize("fail", [fail_by_call, fail_by_asking, fail_unseen, fail_in_asyncio])
+def test_inputs_of_failed_requests_live_no_longer_than_their_errors(
+    fail: Callable[[st.Tenant, Tensor], None],
+) -> None:
+    with st.Runtime("cpu") as rt:
+        tenant = rt.add(Refusing().eval(), (X.abs(),), "refusing", exact=True)
+        with no_collections():
+            x = -X.abs() - 1
+            reference = weakref.ref(x)
+            fail(tenant, x)
+            del x
+            assert gone(reference)
+
+
+def frames_behind(error: BaseException | None) -> Iterator[types.FrameType]:
+    """All that can be reached from an error."""
+    while error is not None:
+        traceback = error.__traceback__
+        while traceback is not None:
+            frame: types.FrameType | None = traceback.tb_frame
+            while frame is not None:
+                yield frame
+                frame = frame.f_back
+            traceback = traceback.tb_next
+        error = error.__context__
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_error_does_not_show_what_else_was_in_its_lane(fused: bool) -> None:
+    good, bad = torch.tensor([[1, 2]]), torch.tensor([[3, 10]])  # the last is not in the table
+    with st.Runtime("cpu") as rt:
+        for seed, name in enumerate("ab"):
+            rt.add(Lookup(seed), (good,), name)
+        (executable,) = rt._preparer.cohorts.values()
+        views = tuple([RequestView(index, name, 1, 0) for index, name in enumerate("ab")])
+        lane = st.Lane("cohort", views, (st.Segment(rt._backend.device.whole),), fused)
+        worker: Future[Sequence[Outcome]] = Future()  # another thread's frames end with it, as a lane's do
+
+        def serve() -> None:
+            worker.set_result(outcomes_of(executable, lane, [Call.of((good,)), Call.of((bad,))]))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        thread.join(PATIENCE_S)
+        mine, its = worker.result(0)
+        assert mine.error is None and isinstance(its.error, IndexError)
+        frames = list(frames_behind(its.error))
+        assert any(frame.f_code.co_name == "embedding" for frame in frames), "where it failed can be seen"
+        for frame in frames:
+            if frame.f_code is not serve.__code__:  # the test's own
+                assert not any(one is good or one is mine.value for one in flat(frame.f_locals.values())), frame
+
+
+def flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, Call | Outcome):
+            yield from flat([getattr(value, name) for name in type(value).__slots__])
+        elif isinstance(value, (list, tuple)):
+            yield from flat(value)
+        else:
+            yield value
