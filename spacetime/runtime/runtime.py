@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
+from weakref import finalize
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from spacetime.backends.meeting import require_greenlet
 from spacetime.backends.threads import release_team
 from spacetime.capture.lengths import Declared, Lengths
 from spacetime.device import Device
-from spacetime.errors import AdmissionError, ClosedError, OptionError, RejectedError
+from spacetime.errors import AdmissionError, ClosedError, OptionError, RejectedError, SpacetimeError
 from spacetime.kernels import prepacked_conv
 from spacetime.profiler.environment import environment_of
 from spacetime.profiler.profile import Profile
@@ -112,10 +113,12 @@ class Runtime:
         self._changing = threading.RLock()  # one add() or remove() at a time; requests do not take it
         self._closed = False
         self._request_ids = itertools.count()
-        self._driver = Driver(self._build, at_end=self._release)
-        self._merging: Merging | None = None
-        if merge:
-            self._merging = Merging(self._driver, self._costs, self._backend.device, self._changing)
+        residents, preparer, changing = self._residents, self._preparer, self._changing
+        # It does not know the runtime, which so ends when nobody has a name for it, or for a handle.
+        self._driver = Driver(self._build, at_end=lambda: _release(residents, preparer, changing, merging))
+        finalize(self, self._driver.let_go).atexit = False
+        merging = Merging(self._driver, self._costs, self._backend.device, changing) if merge else None
+        self._merging = merging
 
     def _build(self, post: Post) -> Scheduler:
         if self._recorder is not None:
@@ -282,14 +285,9 @@ class Runtime:
     # -- requests -------------------------------------------------------------------------------------
 
     def _submit(self, name: str, contract: Contract, args: tuple[Any, ...], waits: bool) -> Result[Any]:
-        if self._closed:
-            raise ClosedError(
-                f"tenant {name!r}: the request was not accepted", "the runtime is closed", "make another Runtime"
-            )
         resident = self._residents.get(name)
-        if resident is None or resident.contract is not contract:
-            gone = "was" if resident is None or resident.contract is not None else "is being"
-            raise RejectedError(f"tenant {name!r} {gone} removed", "its handle is no longer valid", "add it again")
+        if self._closed or resident is None or resident.contract is not contract:
+            raise self._refusal(name, resident)
         call, rows, num_bytes = contract.accept(args)
         future: Result[Any] = Result(self._driver)
         now_us, request_id = self._backend.now_us(), next(self._request_ids)
@@ -297,6 +295,13 @@ class Runtime:
         request = make_request(resident.spec, request_id, rows, payload, now_us, future, input_bytes=num_bytes)
         self._driver.submit(request, assisted=waits)
         return future
+
+    def _refusal(self, name: str, resident: _Resident | None) -> SpacetimeError:
+        if self._closed or self._driver.is_closed:
+            what = f"tenant {name!r}: the request was not accepted"
+            return ClosedError(what, "the runtime is closed", "make another Runtime")
+        gone = "was" if resident is None or resident.contract is not None else "is being"
+        return RejectedError(f"tenant {name!r} {gone} removed", "its handle is no longer valid", "add it again")
 
     # -- reports --------------------------------------------------------------------------------------
 
@@ -358,15 +363,6 @@ class Runtime:
         self._closed = True
         self._driver.close(drain)
 
-    def _release(self) -> None:
-        """Nothing runs any more."""
-        if self._merging is not None:
-            self._merging.stop()
-        with self._changing:
-            for name in list(self._residents):
-                del self._residents[name]
-                self._preparer.forget(name)
-
     def __enter__(self) -> Self:
         return self
 
@@ -379,6 +375,18 @@ class Runtime:
 def wrap(module: nn.Module, *, runtime: Runtime, example: tuple[Any, ...], name: str, **options: Any) -> Wrapped:
     """A drop-in for `module` whose forward goes through the runtime; options are those of Runtime.add()."""
     return Wrapped(module, runtime.add(module, example, name, **options))
+
+
+def _release(
+    residents: dict[str, _Resident], preparer: Preparer, changing: threading.RLock, merging: Merging | None
+) -> None:
+    """Nothing runs any more."""
+    if merging is not None:
+        merging.stop()
+    with changing:
+        for name in list(residents):
+            del residents[name]
+            preparer.forget(name)
 
 
 def _table_of(profile: Profile, device: Device, unconfined: str) -> MeasuredTable:

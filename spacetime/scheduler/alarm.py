@@ -60,7 +60,9 @@ class TimerAlarm:
         self._heard = select.epoll()
         for timer in self._bells:
             self._heard.register(timer, _MUTED)
-        self._lock = threading.Lock()  # above all, the number of a closed timer may soon be another file's
+        # Above all, the number of a closed timer may soon be another file's. Re-entrant, for what Python's collector
+        # ends while a thread is in here: a runtime that nobody has a name for.
+        self._lock = threading.RLock()
         self._closed = False
 
     def set(self, bell: int, after_us: int, not_before_us: int | None = None) -> None:

@@ -9,9 +9,11 @@ and at the times that policies ask for.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -33,6 +35,7 @@ UNATTENDED_US = 150  # who submits and then waits has begun to by then; nobody e
 # alarm.py). It costs the first request that nobody awaits so much; a request is looked at within a millisecond.
 PATIENT_US = 900
 HAND_OVER_US = 400  # until another thread has woken up, and has woken this one again with all that it has to say
+EXIT_S = 10.0  # for lanes that run when the interpreter ends
 HABIT = 32  # alarms on end that were not needed make one
 
 _SUBMITTED, _POLICY = 0, 1  # bells: requests are unattended; the time has come that the policy asked for
@@ -112,6 +115,23 @@ class Driver:
         self._wake()
         if not self._is_pumping():  # a future's callback may close the runtime; it ends without it
             self._thread.join()
+
+    def let_go(self, drain: bool = True) -> None:
+        """close() that does not wait, for whoever may not: Python's collector, which comes at any moment."""
+        if not (self._is_orphan or self._ended):
+            self._inbox.append(partial(self._scheduler.close, drain))
+            self._alarm.set(_SUBMITTED, 0)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it accepts nothing more, whoever has ended it."""
+        return self._scheduler.closed
+
+    def ends_within(self, timeout_s: float) -> bool:
+        """Wait for the end of one that was let go."""
+        if not self._is_orphan:
+            self._thread.join(max(0.0, timeout_s))
+        return self._is_orphan or not self._thread.is_alive()
 
     def may_wait(self, what: str) -> None:
         """Refuse a call that waits for the loop when it comes from inside the loop: it would wait for ever."""
@@ -293,6 +313,16 @@ _drivers: WeakSet[Driver] = WeakSet()
 def _orphan_all() -> None:
     for driver in _drivers:
         driver.orphan()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Threads that are in native code when the interpreter goes away take the process down: lanes end before."""
+    drivers, give_up_s = list(_drivers), time.monotonic() + EXIT_S
+    for driver in drivers:
+        driver.let_go(drain=False)
+    if not all([driver.ends_within(give_up_s - time.monotonic()) for driver in drivers]):
+        _log.warning("a lane was still running %g s after the end of the program, and is cut off", EXIT_S)
 
 
 if hasattr(os, "register_at_fork"):
