@@ -8,6 +8,7 @@ run as an opaque lane.
 from __future__ import annotations
 
 import inspect
+import linecache
 import logging
 import re
 import warnings
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, default_decompositions
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
@@ -27,6 +29,7 @@ from spacetime.capture.decompositions import repaired
 from spacetime.capture.simplify import unmerge_linears
 
 MAX_ROWS = 65_536
+MOST_SHAPES = 4096  # of operations, that torch may remember: a small export meets 200
 
 # Everything else stays at the level of nn.functional: fewer kernels, and the eager ones.
 DECOMPOSED = frozenset(
@@ -67,7 +70,7 @@ def export(module: nn.Module, example: tuple[Any, ...]) -> Exported:
     rows = Dim("rows", min=1, max=MAX_ROWS)
     try:
         dynamic = pytree.tree_map(lambda _: {0: rows}, _by_parameter(module, args))
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _quiet(), _traceless():
             program = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
             program = program.run_decompositions(_decompositions())
     except Exception as error:
@@ -132,6 +135,24 @@ def _unknown_result(error: Exception, module: nn.Module) -> str | None:
 
 def _refusal(error: Exception) -> str:
     return f"torch.export refused the module: {_first_line(error)}"
+
+
+@contextmanager
+def _traceless() -> Iterator[None]:
+    """torch keeps for ever what it has met: the text of every graph that it made, of which there are many on the way,
+    and the shapes that operations had. A process may export for weeks.
+    """
+    loader = getattr(torch.fx.graph_module, "_loader", None)
+    texts: dict[str, Any] = getattr(loader, "eval_cache", {})
+    before = set(texts)
+    try:
+        yield
+    finally:
+        for name in texts.keys() - before:
+            texts.pop(name, None)
+            linecache.cache.pop(name, None)
+        if len(FakeTensorMode.cache) > MOST_SHAPES:
+            FakeTensorMode.cache_clear()
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import logging
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import graph_module
 
 from spacetime.capture.export import Unfusible, export
 from tests.capture.sketches import draw, sketch
@@ -135,3 +137,13 @@ def test_a_forward_of_any_arguments_has_rows_as_any_other() -> None:
     exported = export(AnyArguments(), (*VECTOR, *VECTOR))
     assert len(exported.inputs) == 2
     assert {node.meta["val"].shape[0].node.expr for node in exported.inputs} == {exported.rows}
+
+
+def test_exports_leave_no_text_of_graphs_behind() -> None:
+    export(nn.Sequential(nn.Linear(5, 3), nn.ReLU()).eval(), (torch.ones(2, 5),))
+    texts, lines = len(graph_module._loader.eval_cache), len(linecache.cache)
+    export(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), (torch.ones(2, 5),))
+    with pytest.raises(Unfusible):
+        export(Counting().eval(), (torch.ones(2, 5),))
+    assert len(graph_module._loader.eval_cache) == texts
+    assert sum(name.startswith("<eval_with_key>") for name in linecache.cache) <= lines

@@ -1,4 +1,4 @@
-"""Kernels as functions: compiled when they are first asked for, kept for the life of the process."""
+"""Kernels as functions: compiled when they are first asked for, and kept. These are few, whatever the programs are."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from spacetime.kernels.vector.panel import panel
 from spacetime.kernels.vector.product import product
 
 Kernel = Callable[..., None]  # ARGUMENTS, as integers; the interpreter's lock is free while it runs
-
-_ENGINES: list[object] = []  # they own the code
 
 
 def few_pixels(on: Host) -> Kernel:
@@ -58,7 +56,7 @@ def _compile(on: Host, kind: str, first: int, second: int) -> Kernel:
 
 
 def function_of(on: Host, module: ir.Module, name: str, num_arguments: int) -> Kernel:
-    """The module's function of this name, compiled; it takes so many integers."""
+    """The module's function of this name, compiled; it takes so many integers. Its code goes with it."""
     module.triple = llvm.get_process_triple()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -69,6 +67,7 @@ def function_of(on: Host, module: ir.Module, name: str, num_arguments: int) -> K
     builder.getModulePassManager().run(parsed, builder)
     engine = llvm.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
-    _ENGINES.append(engine)
     prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * num_arguments)
-    return prototype(engine.get_function_address(name))
+    function = prototype(engine.get_function_address(name))
+    function.engine = engine  # type: ignore[attr-defined]  # it owns the code
+    return function

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core.compiler_lock import global_compiler_lock
@@ -25,17 +25,18 @@ from spacetime.kernels.whole.script import Along, Lookup, Place, Pointwise, Prod
 
 NUM_ARGUMENTS = 4
 LONG_STAGE = 1 << 19  # multiplications per row, on average: 80 us of one core that reads as many weights from memory
+MOST_KEPT = 64  # functions that nobody uses may be among them
 SPLIT_STAGE = 1 << 17  # 20 us: for threads that spin, if they have nothing else to do
 ENOUGH_REQUESTS = 4  # per thread: then the last ones, which some threads wait for, are few
 
 
 def compiled(on: Host, script: Script) -> Kernel:
-    """Kept for the life of the process."""
+    """Kept, if it is one of the last; else it goes with the last program that has it."""
     with global_compiler_lock:  # Numba compiles with the same library
         return _compile(on, script)
 
 
-@cache
+@lru_cache(MOST_KEPT)
 def _compile(on: Host, script: Script) -> Kernel:
     module = ir.Module("whole")
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT] * NUM_ARGUMENTS), "whole")

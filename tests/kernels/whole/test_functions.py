@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spacetime.kernels.vector.host import Host, host
-from spacetime.kernels.whole.compiled import compiled
+from spacetime.kernels.whole.compiled import _compile, compiled
 from spacetime.kernels.whole.functions import FUNCTIONS
 from spacetime.kernels.whole.script import Along, Buffer, Operation, Place, Pointwise, Script, Stage, View
 from tests.kernels.hosts import on_every_host
@@ -105,3 +108,18 @@ def test_softmax_of_what_is_no_number(on: Host) -> None:
     x = torch.tensor([-INFINITY, 1.0, 2.0])
     share = run(on, lambda view, to: Along("softmax", view, to, 1, 0, view.numel), x)
     torch.testing.assert_close(share, torch.softmax(x, 0))
+
+
+def test_functions_that_nobody_uses_are_not_kept_for_ever() -> None:
+    on = host()
+    assert on is not None
+    place = View(Buffer(Place.INPUT, 0, 77), 0, (77,), (1,)), View(Buffer(Place.OUTPUT, 0, 77), 0, (77,), (1,))
+    script = Script((77,), ((77,),), (), (operation("relu", *place),), 0)
+    function: Any = compiled(on, script)
+    code = weakref.ref(function.engine)
+    assert compiled(on, script) is function and 0 < (_compile.cache_info().maxsize or 0) < 1000
+    _compile.cache_clear()
+    assert code() is not None, "who has the function may call it"
+    del function
+    gc.collect()
+    assert code() is None
