@@ -24,6 +24,7 @@ from spacetime.plan import Lane
 from spacetime.scheduler.protocols import Executable, LaneResult
 
 _MOST_SIZES = 4096  # of lanes, whose durations are remembered
+_MOST_WORKERS = 64  # and at least four per core: above that, those that have nothing to do go, one at every lane
 _TEAM_IDLE_S = 0.001  # how long a worker keeps its intra-op threads without work
 
 Done = Callable[[LaneResult], None]
@@ -44,6 +45,8 @@ class CpuBackend:
         self.capabilities = Capabilities(partitions=can_pin(), segments=False, graphs=False)
         self._idle: dict[int, deque[_Worker]] = {}
         self._workers: list[_Worker] = []
+        self._most_workers = max(_MOST_WORKERS, 4 * len(self._cores))
+        self._leaving: list[_Worker] = []
         self._closed = False
         self._lent = _Lent()
         self._took_us: dict[tuple[str, int], float] = {}  # of late, lanes of a cohort with so many requests
@@ -62,6 +65,8 @@ class CpuBackend:
         idle = self._idle.setdefault(lane.atoms, deque())
         worker = idle.pop() if idle else self._new_worker(lane.atoms, idle)
         worker.jobs.put(job)
+        if len(self._workers) > self._most_workers:
+            self._dismiss_one()
 
     def prepare(self, cohort: str, executable: Executable, units: int, ready: Callable[[], None]) -> None:
         ready()  # programs run on any number of cores
@@ -114,10 +119,25 @@ class CpuBackend:
         self._closed = True
         for worker in self._workers:
             worker.jobs.put(None)
-        for worker in self._workers:
+        for worker in (*self._workers, *self._leaving):
             worker.thread.join()
         self._workers.clear()
+        self._leaving.clear()
         self._idle.clear()
+
+    def _dismiss_one(self) -> None:
+        """Of the partition that is known for longest, if it has one to spare."""
+        for atoms, idle in list(self._idle.items()):
+            try:
+                worker = idle.popleft()
+            except IndexError:
+                continue
+            worker.jobs.put(None)
+            self._workers.remove(worker)
+            self._leaving = [*[other for other in self._leaving if other.thread.is_alive()], worker]
+            if all([other.idle is not idle for other in self._workers]):
+                del self._idle[atoms]
+            return
 
     def _new_worker(self, atoms: int, idle: deque[_Worker]) -> _Worker:
         cores = [core for index, core in enumerate(self._cores) if atoms >> index & 1]
@@ -144,7 +164,8 @@ class _Worker:
         self, cores: list[int], idle: deque[_Worker], now_us: Callable[[], int], note: Callable[[Lane, int], None]
     ) -> None:
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._cores, self._idle, self._now_us, self._note = cores, idle, now_us, note
+        self.idle = idle
+        self._cores, self._now_us, self._note = cores, now_us, note
         name = f"spacetime-cores-{'-'.join(map(str, cores))}"
         self.thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self.thread.start()
@@ -158,7 +179,7 @@ class _Worker:
             result = LaneResult(outcomes, start_us, self._now_us())
             self._note(lane, result.end_us - start_us)
             del job, lane, executable, payloads, outcomes  # tenants' tensors must not live until the next lane
-            self._idle.append(self)
+            self.idle.append(self)
             done(result)
             del result, done
 

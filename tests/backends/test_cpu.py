@@ -141,3 +141,21 @@ def test_a_thread_in_a_hurry_takes_lanes_that_were_short(backend: CpuBackend) ->
     for _ in range(40):  # of which each counts for a quarter
         thread_of_a_lane(backend, 0)
     assert thread_of_a_lane(backend, long_us) == here
+
+
+def test_workers_that_a_rush_has_needed_do_not_stay_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spacetime.backends.cpu._MOST_WORKERS", 2)
+    backend = CpuBackend(1)
+    before = {thread for thread in threading.enumerate() if "spacetime-cores" in thread.name}
+    go_on = threading.Event()
+    whole, some = backend.device.whole, backend.device.partition(1, 1)
+    rush = [start(backend, Calls(), lambda: go_on.wait(PATIENCE_S), on=whole) for _ in range(12)]
+    assert len(backend._workers) == 12, "nobody waits for another lane"
+    go_on.set()
+    for future in rush:
+        assert future.result(PATIENCE_S).outcomes[0].value is True
+    for number in range(30):
+        assert in_a_lane(backend, some.atoms, lambda number=number: number) == number
+    assert len(backend._workers) <= backend._most_workers == 4
+    backend.close()
+    assert {thread for thread in threading.enumerate() if "spacetime-cores" in thread.name} == before
