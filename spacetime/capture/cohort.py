@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from spacetime.capture.program import Captured
 from spacetime.capture.store import Store, read_by_entry
 from spacetime.ir import Program
 
+MOST_WAYS = 1024  # to share, that have a number
+
 
 @dataclass(frozen=True)
 class Member:
@@ -28,6 +31,22 @@ class Member:
     name: str
     slot: int
     weights: tuple[tuple[Tensor, ...], ...]
+
+
+class Sharing:
+    """Numbers for the ways in which slots share entries. A number never comes to mean another way."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[int, ...], int] = {}
+        self._next = count()
+
+    def number(self, entries: tuple[int, ...]) -> int:
+        number = self._numbers.get(entries)
+        if number is None:
+            if len(self._numbers) >= MOST_WAYS:  # tenants come and go, and most ways never come again
+                self._numbers.clear()
+            number = self._numbers[entries] = next(self._next)
+        return number
 
 
 class Cohort:
@@ -68,7 +87,7 @@ class Cohort:
         self._borrowed = set(held.values())
         self.members: dict[str, Member] = {}
         # Numbers of layers must mean the same to all programs that read them.
-        self._sharing: dict[tuple[int, ...], int] = {} if main is None else main._sharing
+        self._sharing: Sharing = Sharing() if main is None else main._sharing
 
     @property
     def reorders(self) -> bool:
@@ -160,4 +179,4 @@ class Cohort:
     def _number_sharing(self) -> None:
         """Layers shared by the same slots get the same number, so that their row layouts are computed once."""
         for layer in self.layers:
-            layer.sharing = self._sharing.setdefault(tuple(layer.entries), len(self._sharing))
+            layer.sharing = self._sharing.number(tuple(layer.entries))

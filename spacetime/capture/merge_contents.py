@@ -25,6 +25,7 @@ class _Home:
     slab: Slab
     entry: int
     serial: int
+    fingerprint: bytes
     number: int
 
     @property
@@ -61,10 +62,22 @@ class Contents:
         fingerprint = content.fingerprint
         homes = [home for home in self._by_fingerprint.get(fingerprint, ()) if home.is_current]
         number = next((home.number for home in homes if _equal(home.slab.content(home.entry), content)), None)
-        found = _Home(slab, entry, slab.serial(entry), next(self._numbers) if number is None else number)
+        number = next(self._numbers) if number is None else number
+        found = _Home(slab, entry, slab.serial(entry), fingerprint, number)
         self._by_fingerprint[fingerprint] = [*homes, found]
+        before = self._homes.get((id(slab), entry))
         self._homes[id(slab), entry] = found  # the home keeps the slab, so nobody else gets its id
+        if before is not None and before.fingerprint != fingerprint:
+            self._forget(before)
         return found
+
+    def _forget(self, home: _Home) -> None:
+        """Another content has its place."""
+        homes = [other for other in self._by_fingerprint.get(home.fingerprint, ()) if other.is_current]
+        if homes:
+            self._by_fingerprint[home.fingerprint] = homes
+        else:
+            self._by_fingerprint.pop(home.fingerprint, None)
 
 
 def _equal(one: Content, other: Content) -> bool:

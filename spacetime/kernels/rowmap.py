@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor
 from spacetime.capture.layer import Layer
 from spacetime.errors import SpacetimeError
 
+_MOST_WAYS = 256  # of layers to be shared, that a mix remembers
 HEADER = 4  # words: how many rows count, then padding that keeps what follows at 16 bytes
+
+
+Key = TypeVar("Key")
+Made = TypeVar("Made")
 
 
 class MixError(SpacetimeError, RuntimeError):
@@ -57,7 +63,7 @@ class RowMap:
     def layout(self, layer: Layer) -> Layout:
         layout = self._layouts.get(layer.sharing)
         if layout is None:
-            layout = self._layouts[layer.sharing] = self._build(layer)
+            layout = _kept(self._layouts, layer.sharing, self._build(layer), layer)
         return layout
 
     def entry_per_row(self, layer: Layer, multiple: int = 1) -> Tensor:
@@ -68,7 +74,8 @@ class RowMap:
             runs = self.layout(layer).runs
             entries = torch.tensor([run.entry for run in runs])
             counts = torch.tensor([run.count * multiple for run in runs])
-            index = self._indices[key] = torch.repeat_interleave(entries, counts).to(layer.stack.device)
+            index = torch.repeat_interleave(entries, counts).to(layer.stack.device)
+            _kept(self._indices, key, index, layer)
         return index
 
     def run_words(self, layer: Layer) -> Tensor:
@@ -77,7 +84,7 @@ class RowMap:
         if words is None:
             runs = self.layout(layer).runs
             words = torch.tensor([(run.entry, run.start, run.count) for run in runs])
-            self._run_words[layer.sharing] = words
+            _kept(self._run_words, layer.sharing, words, layer)
         return words
 
     def words(self, device: torch.device) -> Tensor:
@@ -105,6 +112,14 @@ class RowMap:
         first = runs[0]
         block = all(run.entry == first.entry + i and run.count == first.count for i, run in enumerate(runs))
         return Layout(tuple(runs), block)
+
+
+def _kept(known: dict[Key, Made], key: Key, made: Made, layer: Layer) -> Made:
+    """Most ways of sharing never come again once tenants have come or gone. Graphs of GPUs may read what they met."""
+    if len(known) >= _MOST_WAYS and layer.stack.device.type == "cpu":
+        known.clear()
+    known[key] = made
+    return made
 
 
 class AnyRows(RowMap):

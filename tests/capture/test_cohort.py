@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from spacetime.capture.cohort import Cohort
+from spacetime.capture import cohort as cohort_module
+from spacetime.capture.cohort import Cohort, Sharing
 from spacetime.capture.program import Captured
 from spacetime.zoo import build, example
 from tests.capture.sketches import draw
@@ -201,3 +202,13 @@ def test_a_module_that_has_left_has_the_signature_it_came_with(name: str) -> Non
     strides = {key: tensor.stride() for key, tensor in named_tensors(build(name)).items()}
     assert {key: tensor.stride() for key, tensor in named_tensors(module).items()} == strides
     assert all(leaf.isfinite().all() for leaf in leaves_of(module, example(name)))
+
+
+def test_numbers_of_ways_to_share_are_few_and_never_mean_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cohort_module, "MOST_WAYS", 4)
+    sharing, meant = Sharing(), dict[int, tuple[int, ...]]()
+    for index in range(50):
+        for way in ((0,), (0, index), (index, 0)):
+            assert meant.setdefault(sharing.number(way), way) == way
+    assert len(sharing._numbers) <= 4
+    assert sharing.number((7, 7)) == sharing.number((7, 7))

@@ -58,3 +58,14 @@ def test_layers_of_one_sharing_share_a_layout() -> None:
     one, other, apart = layer((0, 1, 2, 3), 2), layer((0, 1, 2, 3), 5, seed=1), layer((0, 0, 2, 3), 5, seed=1)
     assert rows.layout(one) is rows.layout(other)
     assert rows.layout(one) is not rows.layout(apart)
+
+
+def test_ways_of_sharing_that_are_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spacetime.kernels.rowmap._MOST_WAYS", 3)
+    rows, weights = RowMap((0, 1), (1, 2)), layer((0, 1, 2, 3), 2)
+    for way in range(20):  # tenants come and go
+        weights.sharing = 100 + way
+        assert len(rows.layout(weights).runs) == 2
+        assert rows.entry_per_row(weights).tolist() == [weights.entries[slot] for slot in (0, 1, 1)]
+        assert rows.run_words(weights).shape == (2, 3)
+    assert max(len(rows._layouts), len(rows._indices), len(rows._run_words)) <= 3
