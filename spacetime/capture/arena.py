@@ -64,12 +64,17 @@ class Arena:
 
     def leave(self, name: str) -> None:
         """No lane of the tenant may be running."""
-        slot, module = self._members.pop(name)
+        slot, module = self._members[name]
         with torch.no_grad():
             for path, weight in _weights(module):
-                layer = self._layers[path]
-                weight.data = layer.copy_out(slot)
-                layer.drop(slot)
+                weight.data = self._layers[path].copy_out(slot)
+        self.drop(name)
+
+    def drop(self, name: str) -> None:
+        """The module has memory of its own again."""
+        slot, module = self._members.pop(name)
+        for path, _ in _weights(module):
+            self._layers[path].drop(slot)
         self._point()
 
     def resident_bytes(self) -> int:

@@ -16,7 +16,7 @@ from torch import nn
 
 from spacetime.backends import make_backend, memory_of
 from spacetime.backends.meeting import require_greenlet
-from spacetime.backends.threads import release_team
+from spacetime.backends.threads import on_passing_thread, release_team
 from spacetime.capture.lengths import Declared, Lengths
 from spacetime.device import Device
 from spacetime.errors import AdmissionError, ClosedError, OptionError, RejectedError, SpacetimeError
@@ -33,7 +33,7 @@ from spacetime.runtime.merging import Merging
 from spacetime.runtime.options import check_flags, check_profile, chosen
 from spacetime.runtime.prepare import Prepared, Preparer
 from spacetime.runtime.tenant import Tenant, Wrapped, input_names
-from spacetime.runtime.undo import prepare_whole
+from spacetime.runtime.undo import prepare_whole, release
 from spacetime.scheduler.admission import check_option
 from spacetime.scheduler.costs import OnlineCosts
 from spacetime.scheduler.driver import Driver, Result
@@ -115,7 +115,7 @@ class Runtime:
         self._request_ids = itertools.count()
         residents, preparer, changing = self._residents, self._preparer, self._changing
         # It does not know the runtime, which so ends when nobody has a name for it, or for a handle.
-        self._driver = Driver(self._build, at_end=lambda: _release(residents, preparer, changing, merging))
+        self._driver = Driver(self._build, at_end=lambda: release(residents, preparer, changing, merging))
         finalize(self, self._driver.let_go).atexit = False
         merging = Merging(self._driver, self._costs, self._backend.device, changing) if merge else None
         self._merging = merging
@@ -218,12 +218,15 @@ class Runtime:
             if leaving is not None and self._residents.get(name) is not leaving:
                 return  # somebody else removed it meanwhile, or closed the runtime
             self._find(name)
-            del self._residents[name]
-            self._driver.call(lambda scheduler: scheduler.remove_tenant(name)).result()
-            if self._merging is not None:
-                self._merging.left(name)
-            self._preparer.forget(name)
-            self._ledger.update(self._holdings())
+            on_passing_thread(lambda: self._take_out(name))  # to the end, even if Ctrl-C comes to who waits for it
+
+    def _take_out(self, name: str) -> None:
+        del self._residents[name]
+        self._driver.call(lambda scheduler: scheduler.remove_tenant(name)).result()
+        if self._merging is not None:
+            self._merging.left(name)
+        self._preparer.forget(name)
+        self._ledger.update(self._holdings())
 
     def _find(self, name: str) -> _Resident:
         if name not in self._residents:
@@ -375,18 +378,6 @@ class Runtime:
 def wrap(module: nn.Module, *, runtime: Runtime, example: tuple[Any, ...], name: str, **options: Any) -> Wrapped:
     """A drop-in for `module` whose forward goes through the runtime; options are those of Runtime.add()."""
     return Wrapped(module, runtime.add(module, example, name, **options))
-
-
-def _release(
-    residents: dict[str, _Resident], preparer: Preparer, changing: threading.RLock, merging: Merging | None
-) -> None:
-    """Nothing runs any more."""
-    if merging is not None:
-        merging.stop()
-    with changing:
-        for name in list(residents):
-            del residents[name]
-            preparer.forget(name)
 
 
 def _table_of(profile: Profile, device: Device, unconfined: str) -> MeasuredTable:

@@ -1,10 +1,14 @@
-"""An add() that fails half-way leaves no trace, even where memory ran out in the middle of it. Runtime only."""
+"""An add() that fails half-way leaves no trace, even where memory ran out in the middle of it; nor does the end.
+
+Runtime only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from threading import RLock
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +18,7 @@ from spacetime.backends.threads import on_passing_thread
 from spacetime.runtime.admission import Candidate
 from spacetime.runtime.courtesy import courteous
 from spacetime.runtime.memory import is_out_of_memory, out_of_memory
+from spacetime.runtime.merging import Merging
 from spacetime.runtime.prepare import Prepared, Preparer
 
 
@@ -52,11 +57,7 @@ def _take_back(preparer: Preparer, name: str, before: list[tuple[Tensor, Tensor]
     for tensor, data in before:
         if tensor.data_ptr() != data.data_ptr():
             tensor.data = data
-    for key, varying in list(preparer.varying.items()):
-        if name in varying:
-            varying.leave(name)
-        if varying.is_empty:
-            del preparer.varying[key]
+    _leave_companions(preparer, name)
     for signature, executable in list(preparer.cohorts.items()):
         cohort = executable.cohort
         cohort.members.pop(name, None)
@@ -67,3 +68,28 @@ def _take_back(preparer: Preparer, name: str, before: list[tuple[Tensor, Tensor]
                     layer.drop(slot)
         if not cohort.members:
             preparer._disband(signature)
+
+
+def _leave_companions(preparer: Preparer, name: str) -> None:
+    """All but its cohort."""
+    preparer.modules.pop(name, None)  # it may have been prepared: Ctrl-C comes to the thread that waits for it
+    for alike, meeting in list(preparer.meetings.items()):
+        if name in meeting.arena:
+            meeting.arena.drop(name)
+        if not meeting.arena.names:
+            del preparer.meetings[alike]
+    for key, varying in list(preparer.varying.items()):
+        if name in varying:
+            varying.leave(name)
+        if varying.is_empty:
+            del preparer.varying[key]
+
+
+def release(residents: dict[str, Any], preparer: Preparer, changing: RLock, merging: Merging | None) -> None:
+    """Nothing runs any more: every module gets memory of its own."""
+    if merging is not None:
+        merging.stop()
+    with changing:
+        for name in list(residents):
+            del residents[name]
+            preparer.forget(name)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 import spacetime as st
 from spacetime.backends.cpu import CpuBackend, Done
+from spacetime.backends.threads import on_passing_thread
+from spacetime.runtime import undo
 from spacetime.scheduler import registry
 from spacetime.scheduler.protocols import Executable
 from tests.runtime.models import EXAMPLE, PATIENCE_S, Gate, X, assert_equal, assert_three_parts, plain, tiny
@@ -113,3 +117,64 @@ def test_close_returns_when_the_last_lanes_are_interrupted(drain: bool) -> None:
     assert not closer.is_alive()
     assert all(future.done() for future in (running, *waiting))
     assert set(threading.enumerate()) <= before
+
+
+class Headed(nn.Module):
+    """Cannot be captured, and has a layer that may be launched with others'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(x if x.sum() > 0 else -x)
+        return result
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"intercept": True}])
+def test_ctrl_c_while_a_tenant_is_prepared_leaves_no_trace(
+    options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work itself is done on another thread, to its end."""
+    intercepted = bool(options.pop("intercept", False))
+    if intercepted:
+        pytest.importorskip("greenlet")
+    module: nn.Module = Headed().eval() if intercepted else tiny()
+    before = {id(p): p.data_ptr() for p in module.parameters()}
+
+    def interrupted(function: Callable[[], Any]) -> Any:
+        on_passing_thread(function)
+        raise KeyboardInterrupt
+
+    with st.Runtime("cpu", intercept=intercepted) as rt:
+        monkeypatch.setattr(undo, "on_passing_thread", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rt.add(module, EXAMPLE, "tenant", **options)
+        monkeypatch.undo()
+        preparer = rt._preparer
+        assert not (preparer.modules or preparer.cohorts or preparer.meetings or preparer.varying or rt.tenants())
+        assert {id(p): p.data_ptr() for p in module.parameters()} == before, "its own memory"
+        assert_equal(rt.add(module, EXAMPLE, "tenant", **options)(X), plain(module, X))
+
+
+def test_ctrl_c_while_a_tenant_is_removed_leaves_no_half_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for lanes, and is what one is tempted to interrupt."""
+    leave = Future.result
+
+    def interrupted(future: Future[Any], timeout: float | None = None) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        return leave(future, timeout)
+
+    module = tiny()
+    with st.Runtime("cpu") as rt:
+        rt.add(tiny(1), EXAMPLE, "resident")
+        for _ in range(3):
+            rt.add(module, EXAMPLE, "tenant")
+            monkeypatch.setattr(Future, "result", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                rt.remove("tenant")
+            monkeypatch.undo()
+            (executable,) = rt._preparer.cohorts.values()
+            assert rt.tenants() == tuple(rt._preparer.modules) == tuple(executable.cohort.members) == ("resident",)
+            assert len({p.untyped_storage().data_ptr() for p in module.parameters()}) == 4, "memory of its own"
