@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -44,8 +43,6 @@ from spacetime.scheduler.recorder import Recorder
 from spacetime.scheduler.registry import get_policy
 from spacetime.scheduler.request import TenantSpec, limit_us, make_request
 from spacetime.trace import Trace
-
-DRAIN_LOOK_S = 0.01  # how often remove(drain=True) looks whether something waits still
 
 
 @dataclass(frozen=True)
@@ -235,18 +232,14 @@ class Runtime:
         return self._residents[name]
 
     def _drained(self, name: str) -> _Resident:
-        """The tenant, when it takes no more requests and none of it waits, or when it is gone."""
+        """The tenant, when it takes no more requests and all that it took have ended, or when it is gone."""
         with self._changing:
             resident = self._find(name)
             if resident.contract is not None:  # or it is being drained already
                 resident = self._residents[name] = replace(resident, contract=None)
-        while self._residents.get(name) is resident and self._num_waiting(name):
-            time.sleep(DRAIN_LOOK_S)
+            drained = self._driver.drained(name)
+        drained.result()  # outside: others may come and go
         return resident
-
-    def _num_waiting(self, name: str) -> int:
-        books = self._driver.call(lambda scheduler: scheduler.stats())
-        return int(books[name]["waiting"]) if name in books else 0
 
     def _holdings(self) -> dict[str, Holding]:
         cohorts = {signature: executable.cohort for signature, executable in self._preparer.cohorts.items()}

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from weakref import WeakSet
 
 from spacetime.errors import ClosedError, RejectedError, SpacetimeError
@@ -42,6 +42,13 @@ _SUBMITTED, _POLICY = 0, 1  # bells: requests are unattended; the time has come 
 _UNSURE = -1  # whether the policy's bell is still set
 
 
+class _Drain(NamedTuple):
+    """Somebody waits until a tenant has nothing left to do."""
+
+    is_over: Callable[[], bool]
+    future: Future[None]
+
+
 class Driver:
     """Owns the scheduler that `build` makes; `build` is given the `post` through which lanes report their end."""
 
@@ -59,6 +66,7 @@ class Driver:
         self._is_alarmed = False  # the other bell is set, or somebody is about to set it
         self._is_hurried = False  # ... and was then set to ring at once
         self._num_attended = 0  # alarms since one was needed
+        self._drains: list[_Drain] = []
         self._ended = False
         self._is_orphan = False
         self._at_end = at_end  # called once, when everything has ended and the backend is closed
@@ -106,6 +114,12 @@ class Driver:
         answer: Future[T] = Future()
         self._post_now(partial(_answer, answer, function, self._scheduler))
         return answer.result()
+
+    def drained(self, name: str) -> Future[None]:
+        """Completes when nothing of the tenant waits or runs, whatever came meanwhile, or when it has left."""
+        drained: Future[None] = Future()
+        self.call(lambda scheduler: self._drains.append(_Drain(scheduler.idleness(name), drained)))
+        return drained
 
     def close(self, drain: bool = True) -> None:
         """Serve what waits (drain) or reject it, let running lanes end, release the backend. May be called again."""
@@ -160,10 +174,12 @@ class Driver:
         while self._inbox:
             if not self._pump_lock.acquire(blocking=False):
                 return  # its owner looks into the inbox once more after it lets go
+            is_interrupted = True
             try:
                 self._pump_owner = threading.get_ident()
                 self._disarm()
                 self._empty_inbox()
+                is_interrupted = False
             except BaseException as error:  # Ctrl-C in the thread that pumps: nobody may wait for ever because of it
                 self._interrupted(error)
                 if threading.current_thread() is threading.main_thread():
@@ -171,6 +187,8 @@ class Driver:
             finally:
                 self._pump_owner = None
                 self._pump_lock.release()
+                if is_interrupted:  # woken before, the thread could find the lock taken, and sleep on
+                    self._wake()
 
     def _disarm(self) -> None:
         """Before the inbox is emptied, and in this order: a request is in the inbox before its bell is looked at, so
@@ -195,6 +213,8 @@ class Driver:
                 except Exception:  # the loop outlives whatever it is asked to call
                     _log.exception("a call on the loop failed")
             self._step()
+            if self._drains:
+                self._end_drains()
 
     def _step(self) -> None:
         try:
@@ -216,11 +236,17 @@ class Driver:
         else:
             self._alarm.set(_POLICY, wake_at_us - self._scheduler.backend.now_us())
 
+    def _end_drains(self) -> None:
+        """After a step: in the middle of one a request may be on its way from its queue to a lane."""
+        ended = [drain for drain in self._drains if drain.is_over()]
+        self._drains = [drain for drain in self._drains if drain not in ended]
+        for drain in ended:
+            drain.future.set_result(None)
+
     def _interrupted(self, error: BaseException) -> None:
         _log.error("the loop was interrupted; what waits and what runs is rejected", exc_info=error)
         facts, next_step = f"{type(error).__name__}: {error}", "submit the request again"
         self._scheduler.abandon(RejectedError("the loop was interrupted", facts, next_step))
-        self._wake()
 
     def _is_pumping(self) -> bool:
         return self._pump_owner == threading.get_ident()

@@ -120,6 +120,11 @@ class Scheduler:
             tenant.reject(request, error)
         return tenant.leave()
 
+    def idleness(self, name: str) -> Callable[[], bool]:
+        """Says, whenever it is asked, whether nothing of this tenant waits or runs; so it is when it has left."""
+        tenant, known = self._queues.find(name), self._queues.tenants
+        return lambda: known.get(name) is not tenant or not (tenant.waiting or tenant.running)
+
     def add_merged(self, view: MergedView, executable: Executable) -> None:
         """From now on lanes may hold tenants of all these cohorts. It goes when one of the cohorts does."""
         self._merged.add(view, executable)

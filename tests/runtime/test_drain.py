@@ -183,3 +183,22 @@ def test_closing_the_runtime_ends_the_drain(rt: st.Runtime, held: Held, drain: b
         error = future.exception(0)
         assert error is None or (not drain and isinstance(error, (st.RejectedError, st.ClosedError)))
     assert torch.equal(held.running.result(0), X + 1) and rt.tenants() == ()
+
+
+def test_others_may_come_while_its_last_lane_runs(rt: st.Runtime) -> None:
+    gate = Gate()
+    handle = rt.add(gate, EXAMPLE, "gate")
+    gate.close()
+    running = handle.submit(X)
+    assert gate.entered.wait(PATIENCE_S)
+    drainer = threading.Thread(target=rt.remove, args=("gate",), kwargs={"drain": True})
+    drainer.start()
+    try:
+        until_refused(lambda: handle.submit(X))
+        added: list[st.Tenant] = []
+        adder = threading.Thread(target=lambda: added.append(rt.add(tiny(1), EXAMPLE, "guest")))
+        adder.start()
+        assert ended(adder) and not running.done()
+    finally:
+        gate.open()
+    assert ended(drainer) and rt.tenants() == ("guest",)
