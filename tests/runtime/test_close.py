@@ -10,7 +10,17 @@ import pytest
 import torch
 
 import spacetime as st
-from tests.runtime.models import EXAMPLE, PATIENCE_S, Gate, X, assert_equal, assert_three_parts, plain, tiny
+from tests.runtime.models import (
+    EXAMPLE,
+    PATIENCE_S,
+    Gate,
+    X,
+    assert_equal,
+    assert_three_parts,
+    live_threads,
+    plain,
+    tiny,
+)
 
 Futures = list[Future[Any]]
 
@@ -19,7 +29,7 @@ class House:
     """A closed gate with a request in it, and a tenant whose requests wait behind it."""
 
     def __init__(self) -> None:
-        self.threads = set(threading.enumerate())
+        self.threads = live_threads()
         self.rt = st.Runtime(policy="time_slice")
         self.gate, self.module = Gate(), tiny()
         self.expected = plain(self.module, X)
@@ -33,7 +43,7 @@ class House:
     def assert_ended(self) -> None:
         """Nothing is left of it, and the modules have memory of their own."""
         assert torch.equal(self.running.result(PATIENCE_S), X + 1)
-        assert set(threading.enumerate()) <= self.threads
+        assert live_threads() <= self.threads
         assert len({p.untyped_storage().data_ptr() for p in self.module.parameters()}) == 4
         assert torch.equal(plain(self.module, X), self.expected)
 
@@ -139,7 +149,7 @@ def test_an_exception_in_the_with_block_rejects_what_waits_and_passes_on() -> No
 @pytest.mark.parametrize("policy", ["space_time", "time_slice", "streams"])
 @pytest.mark.parametrize("drain", [True, False])
 def test_no_request_is_lost_when_closing_under_traffic(policy: str, drain: bool) -> None:
-    before = set(threading.enumerate())
+    before = live_threads()
     rt = st.Runtime(policy=policy)
     modules = [tiny(seed) for seed in range(4)]
     expected = [plain(module, X) for module in modules]
@@ -170,7 +180,7 @@ def test_no_request_is_lost_when_closing_under_traffic(policy: str, drain: bool)
                 assert_equal(future.result(0), reference)
             else:
                 assert isinstance(error, st.ClosedError if drain else st.ClosedError | st.RejectedError), error
-    assert set(threading.enumerate()) <= before
+    assert live_threads() <= before
     books = rt.stats().values()
     assert sum(book["submitted"] for book in books) == sum(map(len, accepted))
 

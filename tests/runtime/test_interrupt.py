@@ -16,7 +16,17 @@ from spacetime.backends.threads import on_passing_thread
 from spacetime.runtime import undo
 from spacetime.scheduler import registry
 from spacetime.scheduler.protocols import Executable
-from tests.runtime.models import EXAMPLE, PATIENCE_S, Gate, X, assert_equal, assert_three_parts, plain, tiny
+from tests.runtime.models import (
+    EXAMPLE,
+    PATIENCE_S,
+    Gate,
+    X,
+    assert_equal,
+    assert_three_parts,
+    live_threads,
+    plain,
+    tiny,
+)
 
 
 class Trap:
@@ -59,7 +69,7 @@ def make_runtime(trap: Trap, where: str) -> st.Runtime:
 @pytest.mark.parametrize("where", ["policy", "backend"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_every_future_ends_and_the_runtime_goes_on(where: str, kind: type[BaseException]) -> None:
-    before, trap, module, gate = set(threading.enumerate()), Trap(), tiny(), Gate()
+    before, trap, module, gate = live_threads(), Trap(), tiny(), Gate()
     expected = plain(module, X)
     rt = make_runtime(trap, where)
     tenant, blocker = rt.add(module, EXAMPLE, "tenant"), rt.add(gate, EXAMPLE, "gate", exact=True)
@@ -78,14 +88,14 @@ def test_every_future_ends_and_the_runtime_goes_on(where: str, kind: type[BaseEx
         assert_equal(tenant.submit(X).result(PATIENCE_S), expected)
     rt.remove("gate")
     rt.close()
-    assert set(threading.enumerate()) <= before
+    assert live_threads() <= before
     books = rt.stats()["tenant"]
     assert books["submitted"] == 25 == books["completed"] + books["failed"] + books["rejected"]
 
 
 @pytest.mark.parametrize("where", ["policy", "backend"])
 def test_ctrl_c_reaches_the_thread_it_is_meant_for(where: str) -> None:
-    before, trap = set(threading.enumerate()), Trap()
+    before, trap = live_threads(), Trap()
     rt = make_runtime(trap, where)
     with pytest.raises(KeyboardInterrupt), rt:
         tenant = rt.add(tiny(), EXAMPLE, "tenant")
@@ -97,12 +107,12 @@ def test_ctrl_c_reaches_the_thread_it_is_meant_for(where: str) -> None:
 
         rt._driver.call(submit)  # the main thread pumps
     assert isinstance(futures[0].exception(PATIENCE_S), st.RejectedError)
-    assert set(threading.enumerate()) <= before
+    assert live_threads() <= before
 
 
 @pytest.mark.parametrize("drain", [True, False])
 def test_close_returns_when_the_last_lanes_are_interrupted(drain: bool) -> None:
-    before, trap, gate = set(threading.enumerate()), Trap(), Gate()
+    before, trap, gate = live_threads(), Trap(), Gate()
     rt = make_runtime(trap, "policy")
     tenant, blocker = rt.add(tiny(), EXAMPLE, "tenant"), rt.add(gate, EXAMPLE, "gate", exact=True)
     gate.close()
@@ -116,7 +126,7 @@ def test_close_returns_when_the_last_lanes_are_interrupted(drain: bool) -> None:
     closer.join(PATIENCE_S)
     assert not closer.is_alive()
     assert all(future.done() for future in (running, *waiting))
-    assert set(threading.enumerate()) <= before
+    assert live_threads() <= before
 
 
 class Headed(nn.Module):
