@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from spacetime.capture.export import Unfusible, export
+from spacetime.capture.named import Example, positional
 from spacetime.capture.program import build_program
 from spacetime.capture.rows import prove
 from spacetime.errors import CaptureError
@@ -20,20 +20,22 @@ from spacetime.profiler.source import remember
 from spacetime.scheduler.tables import TOLERANCE
 
 
-def capture(module: nn.Module, example: tuple[Any, ...]) -> Program:
-    """The kernels of a module and its signature; `CaptureError` says why a module has none.
+def capture(module: nn.Module, example: Example) -> Program:
+    """The kernels of a module and its signature; `CaptureError` says why a module has none. `example`: as of add().
 
     The program is data without torch. What `profile` needs to run it, the weights above all, stays in this process as
     long as the program does.
     """
+    name = type(module).__name__
+    called, inputs = positional(name, module, example)
     try:
-        exported = export(module, example)
+        exported = export(called, inputs)
         captured = build_program(exported, prove(exported))
     except Unfusible as why:
         raise CaptureError(
-            f"{type(module).__name__} cannot be captured", str(why), "as a tenant it would run whole, in its own lane"
+            f"{name} cannot be captured", str(why), "as a tenant it would run whole, in its own lane"
         ) from why
-    remember(captured, example, module)
+    remember(captured, inputs, called)
     return captured.program
 
 

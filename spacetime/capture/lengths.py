@@ -8,7 +8,6 @@ zeros. That is right only where the model itself ignores padding, as with an att
 
 from __future__ import annotations
 
-import inspect
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from spacetime.capture.named import input_names
 from spacetime.errors import InputError, OptionError
 
 Declared = Mapping[str | int, Mapping[int, tuple[int, int]]]  # {"ids": {1: (8, 512)}}: input, dimension, least and most
@@ -144,7 +144,7 @@ class Cut:
 
 
 def _position(tenant: str, module: nn.Module, example: Args, name: str | int) -> int:
-    names = [parameter.name for parameter in inspect.signature(module.forward).parameters.values()][: len(example)]
+    names = input_names(module)[: len(example)]
     position = name if isinstance(name, int) else names.index(name) if name in names else -1
     if not 0 <= position < len(example):
         facts = f"the example has {', '.join(map(repr, names)) or f'{len(example)} inputs'}"

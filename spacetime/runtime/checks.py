@@ -53,10 +53,11 @@ def brought(example: Any, device: str) -> Any:
 
 def check_example(name: str, example: tuple[Any, ...]) -> None:
     if not isinstance(example, tuple) or not example:
+        kind = "empty" if isinstance(example, tuple) else f"a {type(example).__name__}"
         raise CaptureError(
-            f"tenant {name!r}: the example is a {type(example).__name__}",
-            "an example is a non-empty tuple of positional inputs",
-            "pass example=(tensor,)",
+            f"tenant {name!r}: the example is {kind}",
+            "an example is a tuple of positional inputs, or a dict of inputs by name",
+            'pass example=(tensor,), or example={"x": tensor}',
         )
     for index, leaf in enumerate(pytree.tree_leaves(example)):
         if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == 0:

@@ -17,6 +17,7 @@ from spacetime.backends import make_backend, memory_of
 from spacetime.backends.meeting import require_greenlet
 from spacetime.backends.threads import on_passing_thread, release_team
 from spacetime.capture.lengths import Declared, Lengths
+from spacetime.capture.named import Example, input_names, positional
 from spacetime.device import Device
 from spacetime.errors import AdmissionError, ClosedError, OptionError, RejectedError, SpacetimeError
 from spacetime.kernels import prepacked_conv
@@ -31,7 +32,7 @@ from spacetime.runtime.memory import FIGURES, Holding, Ledger, MemoryReport, lan
 from spacetime.runtime.merging import Merging
 from spacetime.runtime.options import check_flags, check_profile, chosen
 from spacetime.runtime.prepare import Prepared, Preparer
-from spacetime.runtime.tenant import Tenant, Wrapped, input_names
+from spacetime.runtime.tenant import Tenant, Wrapped
 from spacetime.runtime.undo import prepare_whole, release
 from spacetime.scheduler.admission import check_option
 from spacetime.scheduler.costs import OnlineCosts
@@ -127,7 +128,7 @@ class Runtime:
     def add(
         self,
         module: nn.Module,
-        example: tuple[Any, ...],
+        example: Example,
         name: str,
         *,
         slo_ms: float | None = None,
@@ -141,6 +142,9 @@ class Runtime:
     ) -> Tenant:
         """Make `module` a tenant. It joins the cohort of its architecture, or runs alone with the reason in explain().
 
+        `example`: a tuple of positional inputs, or inputs by name as a tokenizer gives them, {"input_ids": ids,
+        "attention_mask": mask}; requests have the same ones, with any number of rows.
+
         `exact=True` keeps every kernel as it is: bit-equal results, nothing shared. Weights must not change
         while the module is a tenant. A request that has not started after `timeout_ms` is rejected; `late="reject"`
         also rejects one as soon as it cannot make its deadline any more. `dynamic`: dimensions that vary from request
@@ -148,7 +152,8 @@ class Runtime:
         """
         self._driver.may_wait("add()")
         check_module(name, module, self._torch_device)
-        check_example(name, example)
+        module, inputs = positional(f"tenant {name!r}", module, example)
+        check_example(name, inputs)
         check_flags(exact=exact)
         asked = TenantSpec(
             name,
@@ -160,11 +165,11 @@ class Runtime:
             timeout_us=limit_us(name, "timeout_ms", timeout_ms),
             late=late,
         )
-        example = brought(example, self._torch_device)
-        lengths = None if dynamic is None else Lengths.of(name, module, example, dynamic)
+        inputs = brought(inputs, self._torch_device)
+        lengths = None if dynamic is None else Lengths.of(name, module, inputs, dynamic)
         with self._changing:
             self._check_name(name)
-            candidate = Candidate(name, module, example)
+            candidate = Candidate(name, module, inputs)
             memory_problem = self._admission.check_memory(candidate, self._preparer.modules.values())
             where = (self._backend.device.name, self._memory)
             prepared = prepare_whole(self._preparer, candidate, *where, exact=exact, lengths=lengths)
@@ -184,11 +189,11 @@ class Runtime:
                 self._preparer.forget(name)
                 raise
             is_strict = prepared.cohort is not None
-            contract = contract_of(name, example, lengths, strict=is_strict, device=self._torch_device)
+            contract = contract_of(name, inputs, lengths, strict=is_strict, device=self._torch_device)
             self._residents[name] = _Resident(spec, contract, prepared, candidate.rows)
             self._ledger.update(self._holdings())
             if self._merging is not None and prepared.cohort is not None and prepared.cohort == spec.cohort:
-                self._merging.joined(name, spec.cohort, self._preparer.cohorts[spec.cohort], example)
+                self._merging.joined(name, spec.cohort, self._preparer.cohorts[spec.cohort], inputs)
         return Tenant(name, partial(self._submit, name, contract), input_names(module))
 
     def _check_lane(self, candidate: Candidate, prepared: Prepared) -> AdmissionError | None:
@@ -368,7 +373,7 @@ class Runtime:
         self.close(drain=error is None)
 
 
-def wrap(module: nn.Module, *, runtime: Runtime, example: tuple[Any, ...], name: str, **options: Any) -> Wrapped:
+def wrap(module: nn.Module, *, runtime: Runtime, example: Example, name: str, **options: Any) -> Wrapped:
     """A drop-in for `module` whose forward goes through the runtime; options are those of Runtime.add()."""
     return Wrapped(module, runtime.add(module, example, name, **options))
 

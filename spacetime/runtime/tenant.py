@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Self
@@ -19,7 +18,8 @@ Submit = Callable[[tuple[Any, ...], bool], Result[Any]]  # (arguments, will the 
 class Tenant:
     """A model that shares its device. Handles are cheap, thread-safe, and valid until the tenant is removed.
 
-    Inputs are the example's, by position, or by the names that the module's forward gives them.
+    Inputs are the example's, by position, or by the names that the module's forward gives them: `bert(ids, mask)`,
+    `bert(**tokenizer(texts, return_tensors="pt"))`.
     """
 
     def __init__(self, name: str, submit: Submit, inputs: tuple[str, ...] = ()) -> None:
@@ -91,13 +91,3 @@ class Wrapped(nn.Module):
 
     def forward(self, /, *args: Any, **named: Any) -> Any:
         return self.tenant(*args, **named)
-
-
-def input_names(module: nn.Module) -> tuple[str, ...]:
-    """What its forward calls the inputs that may be given by position, in order; none where it does not say."""
-    try:
-        parameters = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):  # code that is not Python's
-        return ()
-    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple([parameter.name for parameter in parameters if parameter.kind in by_position])

@@ -154,7 +154,7 @@ def test_a_duplicate_name(rt: st.Runtime) -> None:
     ("example", "facts"), [(X, "positional inputs"), ((), "positional inputs"), (None, "positional")]
 )
 def test_an_example_that_is_no_tuple(rt: st.Runtime, example: Any, facts: str) -> None:
-    assert_three_parts(refuse(rt, st.CaptureError, tiny(), example), "the example is a", facts, "example=(tensor,)")
+    assert_three_parts(refuse(rt, st.CaptureError, tiny(), example), "the example is ", facts, "example=(tensor,)")
 
 
 def test_an_example_without_rows(rt: st.Runtime) -> None:
