@@ -11,11 +11,13 @@ import inspect
 import linecache
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -111,13 +113,16 @@ def _quiet() -> Iterator[None]:
     # Of refusals, too: they are reasons here, and raised.
     loggers = [logging.getLogger("torch.export"), logging.getLogger("torch.fx.experimental.symbolic_shapes")]
     levels = [logger.level for logger in loggers]
+    tracing = vars(sys.modules.get("torch.export._trace", ModuleType("none")))
     try:
+        tracing["print"] = lambda *_, **__: None  # the graph so far, three times over, to stderr
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        tracing.pop("print", None)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

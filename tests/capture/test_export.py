@@ -126,6 +126,14 @@ def test_exporting_leaves_loggers_and_the_module_as_they_were() -> None:
     assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())
 
 
+def test_a_refusal_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        with pytest.raises(Unfusible):
+            export(sketch(branching, {}), VECTOR)
+    assert capfd.readouterr() == ("", ""), "torch would print the graph so far"
+    assert "print" not in vars(torch.export._trace), "elsewhere it may"
+
+
 class AnyArguments(nn.Module):
     """Passes on whatever it is given, as wrappers do."""
 
