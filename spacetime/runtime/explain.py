@@ -8,6 +8,7 @@ from spacetime.backends.executables import CohortExecutable
 from spacetime.backends.families import LengthsExecutable
 from spacetime.backends.intercepted import InterceptedExecutable
 from spacetime.capture.cohort import Cohort
+from spacetime.profiler.figures import print_op, shorten
 from spacetime.runtime.memory import NO_MEMORY, MemoryReport, memory_lines
 from spacetime.runtime.merged_report import MergedReport
 from spacetime.runtime.prepare import Prepared
@@ -268,7 +269,7 @@ def _cohort_lines(cohort: CohortReport) -> list[str]:
     ]
     for kernel in cohort.kernels:
         lines.append(
-            f"  {kernel.index:<6} {kernel.op:<30} {kernel.form:<10} {kernel.weight_bytes:>12} "
+            f"  {kernel.index:<6} {shorten(print_op(kernel.op), 30):<30} {kernel.form:<10} {kernel.weight_bytes:>12} "
             f"{kernel.sharing_tenants:>9}  {kernel.name}{_ran(kernel)}"
         )
     return lines

@@ -95,3 +95,11 @@ def test_a_tenant_that_runs_apart_is_explained() -> None:
     with st.Runtime() as rt:
         rt.add(tiny(), EXAMPLE, "fine")(X)
         assert rt.explain().apart == ()
+
+
+def test_operations_have_short_names() -> None:
+    with st.Runtime() as rt:
+        rt.add(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)).eval(), EXAMPLE, "t")
+        text, (cohort,) = str(rt.explain()), rt.explain().cohorts
+    assert cohort.kernels[0].op == "_native_batch_norm_legit_no_training"
+    assert "batch_norm " in text and cohort.kernels[0].op not in text
