@@ -82,11 +82,20 @@ class Preparer:
     store: Store = field(default_factory=Store)  # of weights that several cohorts have
     _known: dict[str, _Known] = field(default_factory=dict)
     _refused: OrderedDict[_Code, str] = field(default_factory=OrderedDict)  # and why
+    _is_littered: bool = False  # by exports
 
     def prepare(
         self, name: str, module: nn.Module, example: tuple[Any, ...], *, exact: bool, lengths: Lengths | None = None
     ) -> Prepared:
         """Never refuses a module that runs: what cannot share launches is opaque."""
+        try:
+            return self._prepare(name, module, example, exact, lengths)
+        finally:
+            self._tidy()  # here, where no exception holds what an export that was refused has left
+
+    def _prepare(
+        self, name: str, module: nn.Module, example: tuple[Any, ...], exact: bool, lengths: Lengths | None
+    ) -> Prepared:
         self.modules[name] = module
         try:
             if exact:
@@ -157,7 +166,7 @@ class Preparer:
         known = self._known.get(recording.fingerprint)
         if known is None:
             known = self._learn_once(module, args, recording)
-            collect_garbage()
+            self._tidy()
         executable = self.cohorts[known.cohort]
         is_first = not executable.cohort.members
         weights = _weights_in_order(known, recording, owned)
@@ -186,6 +195,7 @@ class Preparer:
         main = self.cohorts[joined.cohort]
         executable = self.varying.get((joined.cohort, lengths))
         if executable is None:
+            self._is_littered = True
             executable = make_programs(main, lengths, module, example, self.modules)
             self.varying[joined.cohort, lengths] = executable
         is_first = executable.is_empty
@@ -230,6 +240,7 @@ class Preparer:
 
     def _learn(self, module: nn.Module, args: tuple[Any, ...], recording: Recording) -> _Known:
         """The slow path: export, prove that rows are independent, fuse. Once per architecture."""
+        self._is_littered = True
         with untouched(module):
             exported = export(module, args)
         captured = build_program(exported, prove(exported))
@@ -241,6 +252,11 @@ class Preparer:
             self.cohorts[signature] = CohortExecutable(cohort, self.modules, prepack=self.prepack)
         self._known[recording.fingerprint] = known
         return known
+
+    def _tidy(self) -> None:
+        if self._is_littered:
+            self._is_littered = False
+            collect_garbage()
 
     def _keep_order(self, signature: str) -> CohortExecutable:
         """In the place of one that is empty: its weights stay as the modules have them."""

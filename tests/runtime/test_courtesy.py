@@ -14,8 +14,9 @@ from torch import nn
 from spacetime import Runtime
 from spacetime.runtime import courtesy
 from spacetime.runtime.courtesy import SWITCH_S, courteous
+from tests.runtime.models import Branching, X
 
-EXAMPLE = (torch.zeros(2, 3),)
+EXAMPLE, IDS = (torch.zeros(2, 3),), torch.ones(2, 4, dtype=torch.int64)
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,26 @@ def test_only_a_new_architecture_leaves_garbage(monkeypatch: pytest.MonkeyPatch)
         for name, width, so_far in (("a", 3, 1), ("b", 3, 1), ("c", 5, 2)):
             rt.add(nn.Linear(3, width).eval(), EXAMPLE, name)
             assert num_calls == so_far, name
+
+
+def test_what_is_refused_leaves_garbage_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr("spacetime.runtime.prepare.collect_garbage", lambda: calls.append(sys.exc_info()[0] is None))
+    with Runtime(device="cpu") as rt:
+        for name, so_far in (("a", 1), ("b", 1)):
+            rt.add(Branching().eval(), (X,), name)
+            assert calls == [True] * so_far, name  # an exception would hold on to it
+        assert len(rt.explain().opaque) == 2
+
+
+def test_programs_of_other_lengths_leave_garbage_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr("spacetime.runtime.prepare.collect_garbage", lambda: calls.append(None))
+    with Runtime(device="cpu") as rt:
+        for name in ("a", "b"):
+            rt.add(nn.Embedding(8, 4).eval(), (IDS,), name, dynamic={0: {1: (2, 8)}})
+            assert len(calls) == 2, "after the longest, and after the others"
+        assert rt.explain().varying
 
 
 def test_collections_that_are_switched_off_stay_off() -> None:
