@@ -114,7 +114,9 @@ def device_of(name: str) -> str:
     if kind != "cuda" or not (index or "0").isdecimal():
         raise OptionError(f"device {name!r} does not exist", "known: auto, cpu, cuda:N", "name one of these")
     if int(index or 0) >= number:
-        raise OptionError(f"device {name!r} is not here", f"torch {torch.__version__} sees {number} CUDA devices")
+        raise OptionError(
+            f"device {name!r} is not here", f"torch {torch.__version__} sees {number} CUDA devices", "name one, or cpu"
+        )
     return f"cuda:{index or 0}"
 
 

@@ -79,7 +79,7 @@ def decisions_us(
         decided_us.append((decided_ns - start_ns) / 1e3)
         del snapshot, plan  # a step, too, has let go of them before the next one
         if not serve:
-            scheduler.reject_waiting(RejectedError("what waited was rejected"))
+            scheduler.reject_waiting(RejectedError("what waited was rejected", "the case is over", "nothing"))
         while not scheduler.idle:
             scheduler.step()
             backend.advance(LANE_US)

@@ -165,7 +165,9 @@ class Mover:
             times = costs.kernel_times(tenant.cohort, tenants=1, rows=lane.num_rows, fused=False)
             middle = times.num_kernels // 2
             if not middle:
-                raise PlanError("a lane cannot move in its middle", f"it has {times.num_kernels} kernels")
+                raise PlanError(
+                    "a lane cannot move in its middle", f"it has {times.num_kernels} kernels", "take a larger model"
+                )
             segments = (Segment(half(device), 0, middle), Segment(half(device, upper=True), middle))
             lane = replace(lane, segments=segments)
         return Plan((lane,))

@@ -168,5 +168,7 @@ def _named_apart(functions: list[Function]) -> list[Function]:
 
 
 def _malformed(path: str, line: int, problem: str) -> OptionError:
-    next_step = f"expected: {','.join(_KEYS)},1,2,... as in invocations_per_function_md.anon.d01.csv"
-    return OptionError(f"{path}, line {line}: {problem}", next_step=next_step)
+    facts = f"expected: {','.join(_KEYS)},1,2,... and a line of numbers per function"
+    return OptionError(
+        f"{path}, line {line}: {problem}", facts, "pass one like invocations_per_function_md.anon.d01.csv"
+    )

@@ -18,6 +18,8 @@ from spacetime.errors import OptionError
 
 T = TypeVar("T")
 
+MOST_SHOWN = 80  # characters of a value that does not fit
+
 
 class Value:
     """Mix-in for frozen dataclasses: a JSON round trip that is exact."""
@@ -29,7 +31,12 @@ class Value:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        return decode(cls, json.loads(text))
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            facts = f"{error}; it begins with {_brief(text)}"
+            raise OptionError(f"{cls.__name__}: this is no JSON", facts, "pass what to_json() wrote") from error
+        return decode(cls, data)
 
 
 def quickly_made(kind: type[T]) -> type[T]:
@@ -100,27 +107,27 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     is_bool_for_int = kind is int and isinstance(data, bool)
     if kind is Any or origin is typing.Literal or (isinstance(data, expected) and not is_bool_for_int):
         return data
-    raise OptionError(f"{where}: expected {expected.__name__}, found {type(data).__name__}", f"value: {data!r}")
+    raise _misfit(where, f"expected {expected.__name__}, found {type(data).__name__}", f"value: {_brief(data)}")
 
 
 def _decode_dataclass(kind: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
-        raise OptionError(f"{where}: expected an object, found {type(data).__name__}")
+        raise _misfit(where, f"expected an object, found {type(data).__name__}", f"value: {_brief(data)}")
     hints = _hints(kind)
     names = {field.name for field in fields(kind)}
     unknown, missing = sorted(data.keys() - names), sorted(names - data.keys())
     if unknown or missing:
-        raise OptionError(f"{where}: fields do not match", f"unknown: {unknown}, missing: {missing}")
+        raise _misfit(where, "fields do not match", f"unknown: {unknown}, missing: {missing}")
     return kind(**{name: _decode(hints[name], data[name], f"{where}.{name}") for name in data})
 
 
 def _decode_tuple(kinds: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(data, list):
-        raise OptionError(f"{where}: expected a list, found {type(data).__name__}")
+        raise _misfit(where, f"expected a list, found {type(data).__name__}", f"value: {_brief(data)}")
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         return tuple(_decode(kinds[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if len(kinds) != len(data):
-        raise OptionError(f"{where}: expected {len(kinds)} items, found {len(data)}")
+        raise _misfit(where, f"expected {len(kinds)} items, found {len(data)}", f"value: {_brief(data)}")
     return tuple(_decode(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, data, strict=True)))
 
 
@@ -135,4 +142,13 @@ def _decode_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
             return _decode(kind, data, where)
         except OptionError as error:
             problems.append(error.what)
-    raise OptionError(f"{where}: no alternative fits", "; ".join(problems))
+    raise _misfit(where, "no alternative fits", "; ".join(problems))
+
+
+def _misfit(where: str, problem: str, facts: str) -> OptionError:
+    return OptionError(f"{where}: {problem}", facts, "correct it, or write the value again with to_json()")
+
+
+def _brief(data: Any) -> str:
+    text = repr(data)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

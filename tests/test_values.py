@@ -136,3 +136,8 @@ def test_integers_stand_for_floats() -> None:
     device = json.loads(Device("a", "cpu", 2).to_json()) | {"launch_us": 5}
     launch_us = Device.from_json(json.dumps(device)).launch_us
     assert launch_us == 5.0 and isinstance(launch_us, float)
+
+
+def test_text_that_is_no_json_is_shown_shortened() -> None:
+    with pytest.raises(OptionError, match=r"this is no JSON\n.*it begins with '\{x+\.\.\.\n  pass what to_json"):
+        Partition.from_json("{" + "x" * 1000)

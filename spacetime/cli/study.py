@@ -45,7 +45,8 @@ def study(
 def _print_list(quick: bool, markdown: Path | None, as_json: bool) -> None:
     for option, is_given in (("--quick", quick), ("--markdown", markdown is not None), ("--json", as_json)):
         if is_given:
-            raise OptionError(f"{option} has no effect on the list of studies", next_step="name a study")
+            facts = f"without a name the verb lists what it knows: {', '.join(studies.names())}"
+            raise OptionError(f"{option} has no effect on the list of studies", facts, "name a study, or leave it out")
     console = Console(markup=False, highlight=False)
     for name in studies.names():
         console.print(f"{name:<20} {studies.summary(name)}", soft_wrap=True)

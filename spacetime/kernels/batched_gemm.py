@@ -191,7 +191,11 @@ def _check(
     ]
     for is_wrong, facts in problems:
         if is_wrong:
-            raise InputError(f"batched_gemm of x{tuple(x.shape)} and slab{tuple(slab.shape)}", facts)
+            raise InputError(
+                f"batched_gemm of x{tuple(x.shape)} and slab{tuple(slab.shape)}",
+                facts,
+                "pass operands as linear() describes them",
+            )
     return rows, num_rows_each, depth
 
 

@@ -50,7 +50,8 @@ class Library:
         code = self._functions[function](*arguments)
         if code:
             text = (self._error() or b"").decode(errors="replace")
-            raise NativeError(f"{function} failed in {self.name}", text or f"code {code}")
+            facts = text or f"code {code}"
+            raise NativeError(f"{function} failed in {self.name}", facts, "`spacetime doctor` says what works here")
 
 
 def find(name: str) -> Path:

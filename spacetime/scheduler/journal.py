@@ -25,6 +25,8 @@ from spacetime.scheduler.request import Request, TenantSpec
 from spacetime.scheduler.tables import LatencyTable
 from spacetime.values import Value
 
+REPEATED = "there is nothing to do: a replay repeats what was recorded"
+
 Option = bool | int | float | str | None
 
 
@@ -220,7 +222,8 @@ class _Script:
         job = self._num_jobs
         self._num_jobs += 1
         if job in self._refused:
-            raise SpacetimeError(f"the backend refused job {job} when it was recorded")
+            facts = f"the backend refused job {job} when it was recorded"
+            raise SpacetimeError("a job is refused", facts, REPEATED)
         self.jobs[job] = callback
 
     def assist(self, pump: Callable[[], None], most_us: int | None = None) -> bool:
@@ -308,14 +311,15 @@ class _Replayer:
                 request.script = self._script
                 self._scheduler.submit(request)
             case "reject_waiting" | "abandon":
-                getattr(self._scheduler, entry.call)(RejectedError(argument, "as recorded"))
+                getattr(self._scheduler, entry.call)(RejectedError(argument, "as recorded", REPEATED))
             case "step" | "snapshot":
                 getattr(self._scheduler, entry.call)()
             case "close" | "remove_tenant" | "remove_merged":
                 getattr(self._scheduler, entry.call)(argument)
             case "lane":
                 outcomes = tuple(
-                    Outcome() if ok else Outcome(error=SpacetimeError("as recorded")) for ok in argument.ok
+                    Outcome() if ok else Outcome(error=SpacetimeError("a request failed", "as recorded", REPEATED))
+                    for ok in argument.ok
                 )
                 self._deliver(argument.job, LaneResult(outcomes, argument.start_us, argument.end_us))
             case "ready":

@@ -233,7 +233,7 @@ class Scheduler:
             if lane_id in self._abandoned:
                 self._abandoned.discard(lane_id)
                 return
-            raise PlanError(f"lane {lane_id} ended twice", next_step="a backend calls done once per lane")
+            raise PlanError(f"lane {lane_id} ended twice", "it runs no more", "a backend calls done once per lane")
         now_us = self._freed_at_us = self.backend.now_us()
         if len(result.outcomes) != len(running.requests):
             result = _broken(running, result)

@@ -44,7 +44,11 @@ class Slowdown(Value):
 
     def __post_init__(self) -> None:
         if not 0 < self.factor < inf:
-            raise OptionError(f"tenant {self.tenant!r}: a slowdown by {self.factor}", "the factor must be positive")
+            raise OptionError(
+                f"tenant {self.tenant!r}: a slowdown by {self.factor}",
+                "the factor must be positive and finite",
+                "correct it",
+            )
 
     def applies(self, at_us: int) -> bool:
         return self.from_us <= at_us and (self.until_us is None or at_us < self.until_us)
@@ -77,7 +81,7 @@ class SimBackend:
     ) -> None:
         for option, value in (("noise", noise), ("model_error", model_error), ("prepare_us", prepare_us)):
             if not 0 <= value < inf:
-                raise OptionError(f"{option} is {value}", "it must not be negative")
+                raise OptionError(f"{option} is {value}", "it must be a finite number, 0 or more", "correct it")
         self.device = device
         self.capabilities = SIM_CAPABILITIES
         self.engine = Engine(device)

@@ -74,7 +74,9 @@ def assign(
     (('a0', 'a2'), ('a1', 'a3'), ('b0', 'b1'))
     """
     if num_devices < 1:
-        raise OptionError(f"tenants were to be placed on {num_devices} devices", "there must be at least one")
+        raise OptionError(
+            f"tenants were to be placed on {num_devices} devices", "there must be at least one", "raise it"
+        )
     if len({demand.tenant for demand in demands}) < len(demands):
         raise OptionError("a tenant is to be placed twice", f"{len(demands)} demands", "give one demand per tenant")
     cohorts: defaultdict[str, list[Demand]] = defaultdict(list)
@@ -280,6 +282,11 @@ def _all_of(device: Device, num_devices: int) -> Device:
     )
 
 
+# The book looks at their types only: what they said is in the reports of the devices.
+_REJECTED = RejectedError("a request was rejected", "on one of the devices", "see the device's own report")
+_FAILED = SpacetimeError("a request failed", "on one of the devices", "see the device's own report")
+
+
 def _sum_up(book: Book, reports: Sequence[Report], simulations: Sequence[Simulation], warm_up_us: int) -> Report:
     """One report: requests are entered one by one, since quantiles do not add up."""
     book.open(Totals(0, 0.0, 0, 0, 0, 0, defaultdict(float)))
@@ -289,7 +296,7 @@ def _sum_up(book: Book, reports: Sequence[Report], simulations: Sequence[Simulat
                 if view.arrival_us >= warm_up_us:
                     book.enter(view.tenant, view.rows, event.end_us - view.arrival_us, None)
         for tenant in report.tenants:
-            for number, error in ((tenant.rejected, RejectedError("")), (tenant.failed, SpacetimeError(""))):
+            for number, error in ((tenant.rejected, _REJECTED), (tenant.failed, _FAILED)):
                 for _ in range(number):
                     book.enter(tenant.name, 0, 0, error)
     totals = Totals(

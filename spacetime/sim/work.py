@@ -84,7 +84,11 @@ class Works:
             last = len(steps) if last == -1 else last
             if not first < last <= len(steps):
                 facts = f"the program has {len(steps)}"
-                raise PlanError(f"a lane of cohort {lane.cohort!r} has kernels {first}..{last}", facts)
+                raise PlanError(
+                    f"a lane of cohort {lane.cohort!r} has kernels {first}..{last}",
+                    facts,
+                    "plan 0..-1, or kernels that it has",
+                )
             part, partition = steps[first:last], segment.partition
             part["atoms"] = atoms = self._num_atoms(partition)
             if not floats:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spacetime.backends.cuda.anymix import batch_of, bucket_of, cut, load, ragged, requests_of, shapes_of, version_of
 from spacetime.backends.cuda.capturing import (
+    EAGERLY,
     GraphError,
     Outdated,
     addresses_of,
@@ -257,7 +258,7 @@ def _make(gpu: Gpu, grant: Grant, executable: MergedExecutable, recipe: MergedRe
         late.write()
         wrong = _compared(graph, executable, example)
     if wrong is not None:
-        raise GraphError("a replay of merged lanes answers otherwise than the lane", wrong)
+        raise GraphError("a replay of merged lanes answers otherwise than the lane", wrong, EAGERLY)
     return graph
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spacetime.backends.cuda.captured import Mix
 from spacetime.backends.cuda.capturing import (
+    EAGERLY,
     GraphError,
     Outdated,
     addresses,
@@ -244,7 +245,7 @@ def _make(gpu: Gpu, grant: Grant, executable: CohortExecutable, recipe: AnyRecip
         slots = [member.slot for member in mix.members]
         wrong = problem(leaves_of(checked(graph.run(executable, slots, own))), reference)
     if wrong is not None:
-        raise GraphError("a replay for any mix answers otherwise than the lane", wrong)
+        raise GraphError("a replay for any mix answers otherwise than the lane", wrong, EAGERLY)
     return graph
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from spacetime.backends.cuda.capturing import (
+    EAGERLY,
     GraphError,
     Outdated,
     addresses,
@@ -227,7 +228,7 @@ def _make(gpu: Gpu, grant: Grant, executable: CohortExecutable, recipe: Recipe) 
     with gpu.under(stream), torch.no_grad():
         wrong = problem(leaves_of(graph.run(calls)), reference)
     if wrong is not None:
-        raise GraphError("a replay answers otherwise than the lane", wrong)
+        raise GraphError("a replay answers otherwise than the lane", wrong, EAGERLY)
     return graph
 
 

@@ -24,6 +24,9 @@ class GraphError(SpacetimeError, RuntimeError):
     """A lane that could not be captured. It runs eagerly."""
 
 
+EAGERLY = "there is nothing to do: the lane runs eagerly, as explain() says"  # the next step of every GraphError
+
+
 class Outdated(Exception):
     """A tenant left while its graph was made. Says nothing about others."""
 
@@ -48,7 +51,7 @@ def checked(outcomes: Sequence[Outcome], cause: Exception | None = None) -> Sequ
             raise outcome.error
         if outcome.error is not None:
             facts = f"{type(outcome.error).__name__}: {outcome.error}"
-            raise GraphError("a lane cannot be captured", facts) from (cause or outcome.error)
+            raise GraphError("a lane cannot be captured", facts, EAGERLY) from (cause or outcome.error)
     return outcomes
 
 

@@ -36,7 +36,7 @@ from spacetime.backends.cuda.anymerged import MergedMix, MergedRecipe
 from spacetime.backends.cuda.anymix import AnyRecipe, bucket_of
 from spacetime.backends.cuda.blocks import block_of
 from spacetime.backends.cuda.captured import Parts, Recipe
-from spacetime.backends.cuda.capturing import Disturbed, GraphError, Outdated
+from spacetime.backends.cuda.capturing import EAGERLY, Disturbed, GraphError, Outdated
 from spacetime.backends.cuda.forms import AMix, ARecipe, Fused, Made, captured, mix_of, name_of
 from spacetime.backends.cuda.gpu import Gpu
 from spacetime.backends.cuda.green import Grant, Later
@@ -327,7 +327,8 @@ class Graphs:
         if graph.num_bytes > self._budget_bytes:
             self._close(graph)
             facts = f"all graphs together may have {self._budget_bytes}"
-            self._refuse(key, executable, TooLarge(f"a graph of {graph.num_bytes} bytes is too large", facts))
+            what = f"a graph of {graph.num_bytes} bytes is too large"
+            self._refuse(key, executable, TooLarge(what, facts, EAGERLY))
             return
         with self._lock:
             self._captured += 1

@@ -194,7 +194,9 @@ class GreenContexts:
     def _check(self, atoms: int) -> None:
         if atoms <= 0 or atoms >> len(self._atoms):
             raise PartitionError(
-                f"a partition on atoms {atoms:#x} was asked for", f"device {self._device} has {len(self._atoms)} atoms"
+                f"a partition on atoms {atoms:#x} was asked for",
+                f"device {self._device} has {len(self._atoms)} atoms",
+                "ask for some of these",
             )
 
     def _find(self, atoms: int) -> _Made | None:

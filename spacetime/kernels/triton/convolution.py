@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spacetime.errors import InputError
 from spacetime.kernels.triton.launch import (
+    CONTRACT,
     Slotted,
     activated,
     check,
@@ -104,7 +105,8 @@ def describe(
     dtype = dtype_name(x, where)
     check_options(where, dtype, activation, precision)
     if x.ndim != 5 or stack.ndim != 5:
-        raise InputError(where, "x is [rows, images, H, W, C], weights are [slots, out channels, kH, kW, C of a group]")
+        facts = "x is [rows, images, H, W, C], weights are [slots, out channels, kH, kW, C of a group]"
+        raise InputError(where, facts, CONTRACT)
     rows, images, height, width, channels = x.shape
     _, out_channels, kernel_h, kernel_w, group_channels = stack.shape
     tables = [operands.bias, operands.scale, operands.shift]

@@ -21,6 +21,7 @@ ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 ACTIVATIONS = ("none", "relu", "relu6", "gelu", "gelu_tanh", "silu")  # the order is that of grouped_linear's codes
 # What may become of fp32 inside a product: nothing, one rounded term, three terms (about as exact as fp32).
 PRECISIONS = ("ieee", "tf32", "tf32x3")
+CONTRACT = "see spacetime/kernels/triton/__init__.py for the contract"  # the next step of who broke it
 _INT32_LIMIT = 2**31
 
 
@@ -119,11 +120,17 @@ def dtype_name(tensor: Tensor, where: str) -> str:
 
 def check_options(where: str, dtype: str, activation: str, precision: str = "ieee") -> None:
     if activation not in ACTIVATIONS:
-        raise OptionError(f"{where}: activation {activation!r} does not exist", f"known: {', '.join(ACTIVATIONS)}")
+        raise OptionError(
+            f"{where}: activation {activation!r} does not exist", f"known: {', '.join(ACTIVATIONS)}", "name one"
+        )
     if precision not in PRECISIONS:
-        raise OptionError(f"{where}: precision {precision!r} does not exist", f"known: {', '.join(PRECISIONS)}")
+        raise OptionError(
+            f"{where}: precision {precision!r} does not exist", f"known: {', '.join(PRECISIONS)}", "name one"
+        )
     if dtype != "fp32" and precision != "ieee":
-        raise OptionError(f"{where}: precision {precision!r} of {dtype}", "only fp32 can be rounded on its way")
+        raise OptionError(
+            f"{where}: precision {precision!r} of {dtype}", "only fp32 can be rounded on its way", "pass 'ieee'"
+        )
 
 
 def check(where: str, rows: int, num_active: Tensor, operands: list[Slotted], *problems: tuple[bool, str]) -> None:
@@ -140,7 +147,7 @@ def check(where: str, rows: int, num_active: Tensor, operands: list[Slotted], *p
         ]
     for is_wrong, facts in (*shared, *problems):
         if is_wrong:
-            raise InputError(where, facts, "see spacetime/kernels/triton/__init__.py for the contract")
+            raise InputError(where, facts, CONTRACT)
 
 
 def check_rows(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[bool, str]]:

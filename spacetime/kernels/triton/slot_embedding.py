@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spacetime.errors import InputError
 from spacetime.kernels.triton.blocks import cdiv, power_of_two
-from spacetime.kernels.triton.launch import Launch, Slotted, check, check_rows, dtype_name, live_rows
+from spacetime.kernels.triton.launch import CONTRACT, Launch, Slotted, check, check_rows, dtype_name, live_rows
 from spacetime.kernels.triton.sampling import Sampler
 from spacetime.kernels.triton.target import Target
 from spacetime.values import Value
@@ -56,7 +56,7 @@ def describe(operands: Operands) -> Shape:
     where = f"{NAME} of indices{tuple(indices.shape)} and tables {operands.weight}"
     dtype = dtype_name(stack, where)
     if indices.ndim != 2 or stack.ndim != 3:
-        raise InputError(where, "indices are [rows, M], tables [slots, embeddings, width]")
+        raise InputError(where, "indices are [rows, M], tables [slots, embeddings, width]", CONTRACT)
     (rows, m), (_, num_embeddings, width) = indices.shape, stack.shape
     check(
         *(where, rows, operands.num_active, [operands.weight]),

@@ -15,6 +15,7 @@ from torch import Tensor
 from spacetime.errors import InputError
 from spacetime.kernels.triton.blocks import cdiv, power_of_two
 from spacetime.kernels.triton.launch import (
+    CONTRACT,
     Launch,
     Slotted,
     check,
@@ -70,7 +71,7 @@ def describe(operands: Operands, epsilon: float = 1e-5) -> Shape:
     where = f"{NAME} of x{tuple(x.shape)}"
     dtype = dtype_name(x, where)
     if x.ndim != 3:
-        raise InputError(where, "x is [rows, M, width]")
+        raise InputError(where, "x is [rows, M, width]", CONTRACT)
     rows, m, width = x.shape
     affine = [operand for operand in (weight, bias) if operand is not None]
     tensors = {"x": x, "out": operands.out, "residual": operands.residual, "total": operands.total}

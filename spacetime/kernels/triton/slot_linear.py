@@ -16,6 +16,7 @@ from torch import Tensor
 from spacetime.errors import InputError
 from spacetime.kernels.triton.blocks import cdiv, largest_divisor, parts, power_of_two, stages_that_fit
 from spacetime.kernels.triton.launch import (
+    CONTRACT,
     ITEM_BYTES,
     Launch,
     Slotted,
@@ -94,7 +95,7 @@ def describe(operands: Operands, activation: str = "none", precision: str = "iee
     check_options(where, dtype, activation, precision)
     is_flat = x.ndim != 3 or weight.stack.ndim != 3
     if is_flat:
-        raise InputError(where, "x is [rows, M, K] and the slab [slots, N, K]")
+        raise InputError(where, "x is [rows, M, K] and the slab [slots, N, K]", CONTRACT)
     (rows, m, k), n = x.shape, weight.stack.shape[1]
     shape = (rows, m, n)
     check(
