@@ -17,7 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spacetime.backends.cuda.anymix import batch_of, bucket_of, cut, load, ragged, requests_of, shapes_of, version_of
+from spacetime.backends.cuda.anymix import (
+    OnSlabs,
+    batch_of,
+    bucket_of,
+    cut,
+    load,
+    ragged,
+    requests_of,
+    shapes_of,
+    version_of,
+)
 from spacetime.backends.cuda.capturing import (
     EAGERLY,
     GraphError,
@@ -141,7 +151,7 @@ class _Share:
 
 
 @dataclass(slots=True, eq=False)
-class MergedGraph:
+class MergedGraph(OnSlabs):
     """Static buffers around a merged program. `busy`: a lane is on it; `retired`: nobody will find it again."""
 
     executable: weakref.ref[MergedExecutable]
@@ -152,8 +162,8 @@ class MergedGraph:
     pinned: Tensor | None
     reads: list[Tensor]  # weights, tables, constants: what its kernels read beside its inputs
     layers: list[Layer]
-    version: int  # of the layers, when `stacks` were theirs
-    stacks: tuple[int, ...]  # where the slabs and the tables of entries were
+    version: int
+    stacks: tuple[int, ...]
     num_bytes: int
     busy: bool = False
     retired: bool = False
@@ -166,20 +176,9 @@ class MergedGraph:
             return ()
         return tuple([name for share in self.shares for name in executable.members[share.member].cohort.members])
 
-    def is_usable(self) -> bool:
-        """Does it know the tenants that are there now? Brings their entries up to date if any came or went."""
-        version = version_of(self.layers)  # first: what changes meanwhile shows next time
-        if version == self.version:
-            return True
+    def stacks_now(self) -> tuple[int, ...] | None:
         executable = self.executable()
-        if executable is None or _addresses(executable, self.shares) != self.stacks:
-            return False
-        self.version = version
-        return True
-
-    @property
-    def is_outgrown(self) -> bool:
-        return not self.is_usable()
+        return None if executable is None else _addresses(executable, self.shares)
 
     def serve(self, mix: MergedMix, calls: Sequence[Call]) -> tuple[Outcome, ...]:
         """On the current stream. One outcome per request, as they were planned."""

@@ -99,8 +99,34 @@ def ragged(executable: CohortExecutable, bucket: int) -> list[tuple[str, int]]:
     return [(member.name, 1 + spare * (index == 0)) for index, member in enumerate(members)]
 
 
+class OnSlabs:
+    """A graph for whoever is there: it is good as long as the slabs that its kernels read stay where they are."""
+
+    layers: list[Layer]
+    version: int  # of the layers, when `stacks` were theirs
+    stacks: tuple[int, ...]  # where the slabs and the tables of entries were
+
+    def stacks_now(self) -> tuple[int, ...] | None:
+        """Where they are; None when the executable has gone."""
+        raise NotImplementedError
+
+    def is_usable(self) -> bool:
+        """Does it know the tenants that are there now? Brings their entries up to date if any came or went."""
+        version = version_of(self.layers)  # first: what changes meanwhile shows next time
+        if version == self.version:
+            return True
+        if self.stacks_now() != self.stacks:
+            return False
+        self.version = version
+        return True
+
+    @property
+    def is_outgrown(self) -> bool:
+        return not self.is_usable()
+
+
 @dataclass(slots=True, eq=False)
-class AnyGraph:
+class AnyGraph(OnSlabs):
     """Static buffers around the program. `busy`: a lane is on it; `retired`: nobody will find it again."""
 
     executable: weakref.ref[CohortExecutable]
@@ -115,8 +141,8 @@ class AnyGraph:
     marks_faults: bool
     reads: list[Tensor]  # weights, tables, constants: what its kernels read beside its inputs
     layers: list[Layer]
-    version: int  # of the layers, when `stacks` were theirs
-    stacks: tuple[int, ...]  # where the cohort's slabs and its table were
+    version: int
+    stacks: tuple[int, ...]
     num_bytes: int
     busy: bool = False
     retired: bool = False
@@ -127,20 +153,9 @@ class AnyGraph:
         executable = self.executable()
         return () if executable is None else tuple(executable.cohort.members)
 
-    def is_usable(self) -> bool:
-        """Does it know the tenants that are there now? Brings their entries up to date if any came or went."""
-        version = version_of(self.layers)  # first: what changes meanwhile shows next time
-        if version == self.version:
-            return True
+    def stacks_now(self) -> tuple[int, ...] | None:
         executable = self.executable()
-        if executable is None or addresses(executable) != self.stacks:
-            return False
-        self.version = version
-        return True
-
-    @property
-    def is_outgrown(self) -> bool:
-        return not self.is_usable()
+        return None if executable is None else addresses(executable)
 
     def serve(self, mix: Mix, calls: Sequence[Call]) -> tuple[Outcome, ...]:
         """On the current stream. One outcome per request, as they were planned."""
