@@ -29,7 +29,6 @@ from bench.traffic import (
     Served,
     capabilities_of,
     capacity_per_s,
-    jain,
     mix_of,
     nearest_rank,
     open_traffic,
@@ -37,6 +36,7 @@ from bench.traffic import (
     residents,
     with_slos,
 )
+from spacetime.sim.report import jain
 from spacetime.workload import Resident, Workload
 
 SLO_TIMES, SLO_FLOOR = 5.0, 2.0

@@ -116,12 +116,6 @@ def nearest_rank(values: Sequence[float], fraction: float) -> float:
     return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)] if ordered else math.inf
 
 
-def jain(shares: Sequence[float]) -> float:
-    """Jain's index: 1 when all have the same, 1/n when one has everything."""
-    squares = sum(share * share for share in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
-
-
 @dataclass(frozen=True, slots=True)
 class Played:
     """How open-loop traffic went: each tenant's latencies in us, infinite where a request was not served."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spacetime._version import __version__
@@ -174,7 +174,7 @@ class Book:
             utilisation=busy_s / seconds,
             bandwidth_share=(totals.moved_bytes - opened.moved_bytes) / (device.bytes_per_us * 1e6) / seconds,
             energy_joules=device.idle_watts * duration_us * 1e-6 + (device.busy_watts - device.idle_watts) * busy_s,
-            fairness=_jain([us / weight for us, weight in zip(shares_us.values(), weights, strict=True)]),
+            fairness=jain([us / weight for us, weight in zip(shares_us.values(), weights, strict=True)]),
             num_lanes=totals.num_lanes - opened.num_lanes,
             num_decisions=totals.num_decisions - opened.num_decisions,
             num_kernels=totals.num_kernels - opened.num_kernels,
@@ -212,9 +212,10 @@ def _quantile(ordered: list[int], fraction: float) -> int:
     return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)] if ordered else 0
 
 
-def _jain(values: list[float]) -> float:
-    """
-    >>> _jain([3.0, 3.0]), _jain([1.0, 0.0]), _jain([0.0, 0.0])
+def jain(values: Sequence[float]) -> float:
+    """Jain's index of fairness: 1 when all have the same, 1/n when one has everything.
+
+    >>> jain([3.0, 3.0]), jain([1.0, 0.0]), jain([0.0, 0.0])
     (1.0, 0.5, 1.0)
     """
     squares = sum(value * value for value in values)

@@ -21,10 +21,11 @@ from bench.results import Measurement
 from bench.sides import Unavailable
 from bench.tenants import Contest, Sizes, duration_of, needed_bytes, share_late
 from bench.tenants_rates import Lone
-from bench.traffic import FEW_POLICIES, NEEDS, Flood, Played, Served, jain, nearest_rank, open_traffic
+from bench.traffic import FEW_POLICIES, NEEDS, Flood, Played, Served, nearest_rank, open_traffic
 from spacetime.device import Capabilities
 from spacetime.errors import OptionError
 from spacetime.scheduler.registry import policy_names
+from spacetime.sim.report import jain
 from spacetime.workload import Resident
 from spacetime.zoo import ZOO
 
