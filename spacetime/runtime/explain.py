@@ -12,6 +12,7 @@ from spacetime.profiler.figures import print_op, shorten
 from spacetime.runtime.memory import NO_MEMORY, MemoryReport, memory_lines
 from spacetime.runtime.merged_report import MergedReport
 from spacetime.runtime.prepare import Prepared
+from spacetime.scheduler.costs import Staleness
 from spacetime.trace import LaneEvent, Trace
 from spacetime.values import Value
 
@@ -140,6 +141,7 @@ class Explanation(Value):
     eager: tuple[str, ...] = ()  # lanes that cannot become CUDA graphs, and why
     merged: tuple[MergedReport, ...] = ()  # launches that unlike architectures share
     unmerged: tuple[str, ...] = ()  # what could share none, and why
+    stale: tuple[Staleness, ...] = ()  # cohorts that have come to take longer or less long than they did
 
     def __str__(self) -> str:
         lines = [f"{self.device}: {self.num_units} units, policy {self.policy}"]
@@ -156,6 +158,7 @@ class Explanation(Value):
                 f"\napart {straggler.tenant}: lanes with it took {straggler.factor:.1f}x as long as those without; "
                 "it shares lanes again when its own keep up"
             )
+        lines += [f"\nstale {staleness}" for staleness in self.stale]
         lines += [f"\nno CUDA graph: {reason}" for reason in self.eager]
         if self.memory.tenants:
             lines += ["", *memory_lines(self.memory)]

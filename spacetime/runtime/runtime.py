@@ -35,7 +35,7 @@ from spacetime.runtime.prepare import Prepared, Preparer
 from spacetime.runtime.tenant import Tenant, Wrapped
 from spacetime.runtime.undo import prepare_whole, release
 from spacetime.scheduler.admission import check_option
-from spacetime.scheduler.costs import OnlineCosts
+from spacetime.scheduler.costs import OnlineCosts, Staleness
 from spacetime.scheduler.driver import Driver, Result
 from spacetime.scheduler.journal import Journal
 from spacetime.scheduler.loop import Post, Scheduler
@@ -330,7 +330,13 @@ class Runtime:
                 eager=self._memory.uncaptured(),
                 merged=merged,
                 unmerged=unmerged,
+                stale=self._stale(),
             )
+
+    def _stale(self) -> tuple[Staleness, ...]:
+        cohorts = dict.fromkeys([resident.spec.cohort for resident in self._residents.values()])
+        found = self._driver.call(lambda _: [self._costs.staleness(cohort) for cohort in cohorts])
+        return tuple([staleness for staleness in found if staleness is not None])
 
     def stats(self) -> dict[str, dict[str, int | float]]:
         """Per tenant: requests by how they ended, or that wait or run now; rows, device time, evictions; memory.

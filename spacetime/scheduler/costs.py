@@ -46,8 +46,9 @@ class Staleness(Value):
 
     def __str__(self) -> str:
         return (
-            f"cohort {self.cohort}: lanes take {self.ratio:.2f}x of what its profile says "
-            f"(median of {self.samples} lanes, since lane {self.since}); profile it again"
+            f"cohort {self.cohort}: lanes take {self.ratio:.2f}x as long as its first ones let expect (median of "
+            f"{self.samples}, since lane {self.since}): the device or its load is another now. Estimates follow; a "
+            "profile does not: profile it again"
         )
 
 

@@ -97,6 +97,21 @@ def test_a_tenant_that_runs_apart_is_explained() -> None:
         assert rt.explain().apart == ()
 
 
+def test_a_cohort_whose_lanes_have_come_to_take_longer_is_stale(rt: st.Runtime) -> None:
+    (cohort,) = rt.explain().cohorts
+    assert not rt.explain().stale
+    lane: dict[str, int] = {"tenants": 2, "rows": 4, "units": 1}
+
+    def slow_down(scheduler: object) -> None:
+        for duration_us in (1000,) * 200 + (3000,) * 200:
+            rt._costs.observe(cohort.signature, **lane, fused=True, duration_us=duration_us)
+
+    rt._driver.call(slow_down)
+    (stale,) = rt.explain().stale
+    assert stale.cohort == cohort.signature and stale.ratio == pytest.approx(3, rel=0.1)
+    assert f"stale {stale}" in str(rt.explain()) and "profile it again" in str(rt.explain())
+
+
 def test_operations_have_short_names() -> None:
     with st.Runtime() as rt:
         rt.add(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)).eval(), EXAMPLE, "t")
