@@ -53,11 +53,6 @@ class ClusterReport(Value):
     report: Report
     utilisations: tuple[float, ...]  # by device
 
-    @property
-    def num_used(self) -> int:
-        """Devices that have a tenant."""
-        return sum(1 for tenants in self.assignment if tenants)
-
 
 # -- placement ----------------------------------------------------------------------------------------
 
