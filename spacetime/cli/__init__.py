@@ -38,7 +38,11 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Many PyTorch models share one device: a batch whose rows belong to different models."""
+    """Many PyTorch models share one device: a batch whose rows belong to different models.
+
+    A tenant is a model that shares the device, a lane one batch on its way through it. A unit is a core of a CPU or a
+    multiprocessor of a GPU; the knee of a layer is the least units that serve it nearly as fast as all.
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

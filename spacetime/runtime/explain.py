@@ -129,6 +129,8 @@ class ApartReport(Value):
 
 @dataclass(frozen=True, slots=True)
 class Explanation(Value):
+    """Who shares what with whom, and why not. Print it; or read its fields, which to_json() has, too."""
+
     device: str
     num_units: int
     policy: str

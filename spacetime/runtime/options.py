@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 
+from spacetime.device import Device
 from spacetime.errors import OptionError
+from spacetime.profiler.environment import environment_of
 from spacetime.profiler.profile import Profile
+from spacetime.profiler.table import MeasuredTable
 from spacetime.scheduler.protocols import Backend
 
 
@@ -22,6 +25,16 @@ def check_profile(profile: Any) -> None:
     if profile is not None and not isinstance(profile, Profile):
         facts = f"it is a {type(profile).__name__}, not a profile"
         raise OptionError(f"profile is {profile!r}", facts, "pass what st.profile() or st.Profile.load() returned")
+
+
+def table_of(profile: Profile, device: Device, unconfined: str) -> MeasuredTable:
+    """The profile's latencies, if they are this device's."""
+    differences = environment_of(device, unconfined).differences(profile.environment)
+    if differences:
+        raise OptionError(
+            f"the profile is of {profile.device!r}, not of this machine", "; ".join(differences), "profile here again"
+        )
+    return profile.table
 
 
 def chosen(device: Any) -> str | Backend:

@@ -18,19 +18,16 @@ from spacetime.backends.meeting import require_greenlet
 from spacetime.backends.threads import on_passing_thread, release_team
 from spacetime.capture.lengths import Declared, Lengths
 from spacetime.capture.named import Example, input_names, positional
-from spacetime.device import Device
 from spacetime.errors import AdmissionError, ClosedError, OptionError, RejectedError, SpacetimeError
 from spacetime.kernels import prepacked_conv
-from spacetime.profiler.environment import environment_of
 from spacetime.profiler.profile import Profile
-from spacetime.profiler.table import MeasuredTable
 from spacetime.runtime.admission import Admission, Candidate, LoopFigures
 from spacetime.runtime.checks import brought, check_example, check_module
 from spacetime.runtime.contract import Contract, contract_of
 from spacetime.runtime.explain import ApartReport, Explanation, cohort_report, lengths_report, opaque_report
 from spacetime.runtime.memory import FIGURES, Holding, Ledger, MemoryReport, lane_bytes
 from spacetime.runtime.merging import Merging
-from spacetime.runtime.options import check_flags, check_profile, chosen
+from spacetime.runtime.options import check_flags, check_profile, chosen, table_of
 from spacetime.runtime.prepare import Prepared, Preparer
 from spacetime.runtime.tenant import Tenant, Wrapped
 from spacetime.runtime.undo import prepare_whole, release
@@ -75,7 +72,10 @@ class Runtime:
         profile: Profile | None = None,
         record: bool = False,
     ) -> None:
-        """`prepack=True` keeps a second copy of large convolution weights in the form the CPU is fastest with.
+        """`device`: "auto" (a GPU that torch can use, else the CPU), "cpu", "cuda:0", "hip:0", or a backend itself.
+        `policy`: a name, docs/index.md lists them, or a function `(Snapshot, CostModel) -> Plan`.
+
+        `prepack=True` keeps a second copy of large convolution weights in the form the CPU is fastest with.
 
         `intercept=True`: modules that cannot be captured share the launches of their linears and convolutions with
         modules that are alike, when that is faster; needs the extra "intercept".
@@ -103,7 +103,7 @@ class Runtime:
         self._ledger = Ledger()
         self._recorder = Recorder() if record else None
         self._costs = OnlineCosts() if self._recorder is None else self._recorder.costs
-        self._table = None if profile is None else _table_of(profile, self._backend.device, self._memory.unconfined)
+        self._table = None if profile is None else table_of(profile, self._backend.device, self._memory.unconfined)
         copies = 2 if prepack else 1
         self._admission = Admission(admission, self._backend.device, self._costs, self._memory, copies=copies)
         self._preparer = Preparer(prepack, intercept)
@@ -142,13 +142,21 @@ class Runtime:
     ) -> Tenant:
         """Make `module` a tenant. It joins the cohort of its architecture, or runs alone with the reason in explain().
 
+        Blocks, for seconds where the architecture is new, while others are served. `name`: of the tenant, its key in
+        stats() and for remove().
+
         `example`: a tuple of positional inputs, or inputs by name as a tokenizer gives them, {"input_ids": ids,
         "attention_mask": mask}; requests have the same ones, with any number of rows.
 
-        `exact=True` keeps every kernel as it is: bit-equal results, nothing shared. Weights must not change
-        while the module is a tenant. A request that has not started after `timeout_ms` is rejected; `late="reject"`
-        also rejects one as soon as it cannot make its deadline any more. `dynamic`: dimensions that vary from request
-        to request, as {"ids": {1: (8, 512)}, "mask": {1: (8, 512)}}; all of them have one length.
+        `slo_ms`: the latency that requests should keep to. `weight`: of its share of the device where there is not
+        enough for all, beside others'. `priority`: lower ones come first. Of its requests `max_queue` may wait, the
+        next one is rejected. A request that has not started after `timeout_ms` is rejected; `late="reject"` also
+        rejects one as soon as it cannot make its `slo_ms` any more.
+
+        `exact=True` keeps every kernel as it is: bit-equal results, nothing shared. `dynamic`: dimensions that vary
+        from request to request, as {"ids": {1: (8, 512)}, "mask": {1: (8, 512)}}; all of them have one length.
+
+        Weights must not change while the module is a tenant.
         """
         self._driver.may_wait("add()")
         check_module(name, module, self._torch_device)
@@ -209,7 +217,7 @@ class Runtime:
         return self._admission.check_load(candidate, spec, LoopFigures.of(self.stats(), peers))
 
     def remove(self, name: str, *, drain: bool = False) -> None:
-        """Take a tenant out: what waits is rejected, what runs ends, then the module has its own memory again.
+        """Take a tenant out: what waits is rejected, what runs ends, then the module has its own memory again. Blocks.
 
         `drain=True`: what waits is served first. Requests that come meanwhile are rejected; other tenants may come and
         go, and another `remove(name)` puts an end to it.
@@ -259,6 +267,7 @@ class Runtime:
         }
 
     def tenants(self) -> tuple[str, ...]:
+        """The names of those that are there, also of those that are just being drained."""
         return tuple(self._residents)
 
     def _check_name(self, name: str) -> None:
@@ -341,7 +350,9 @@ class Runtime:
     def stats(self) -> dict[str, dict[str, int | float]]:
         """Per tenant: requests by how they ended, or that wait or run now; rows, device time, evictions; memory.
 
-        Latencies are of what ran, `completed` or `failed`: quantiles since add(), and their sum, for averages.
+        Latencies are of what ran, `completed` or `failed`: quantiles since add(), and their sum, for averages. `load`:
+        device time asked for per time, of late; 1.0 is all that there is. `apart`: it slowed lanes down, and shares
+        none for now.
         """
         books = self._driver.call(lambda scheduler: scheduler.stats())
         memory = {tenant.tenant: tenant.as_dict() for tenant in self.memory().tenants}
@@ -353,7 +364,7 @@ class Runtime:
         return self._ledger.report(self._memory.graph_bytes())
 
     def trace(self) -> Trace:
-        """The last lanes that ran."""
+        """The last 10,000 lanes that ran; `to_perfetto()` and `to_chrome()` draw them."""
         return self._driver.call(lambda scheduler: scheduler.trace())
 
     def journal(self) -> Journal:
@@ -382,13 +393,3 @@ class Runtime:
 def wrap(module: nn.Module, *, runtime: Runtime, example: Example, name: str, **options: Any) -> Wrapped:
     """A drop-in for `module` whose forward goes through the runtime; options are those of Runtime.add()."""
     return Wrapped(module, runtime.add(module, example, name, **options))
-
-
-def _table_of(profile: Profile, device: Device, unconfined: str) -> MeasuredTable:
-    """The profile's latencies, if they are this device's."""
-    differences = environment_of(device, unconfined).differences(profile.environment)
-    if differences:
-        raise OptionError(
-            f"the profile is of {profile.device!r}, not of this machine", "; ".join(differences), "profile here again"
-        )
-    return profile.table

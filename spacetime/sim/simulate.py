@@ -57,10 +57,11 @@ def simulate(
 ) -> Report:
     """What the workload would see under this policy on this device, as far as the model goes.
 
-    `device`: see `spacetime.sim.devices`, or a .json file, or a Device. The residents' models are looked up in
-    `programs`, then among `spacetime.sim.architectures`. `noise`, `model_error`, `slowdowns` and `prepare_us` make the
-    device less ideal (see SimBackend). `decision_us` passes before each decision takes effect. What arrives within
-    `warm_up_s` is served but not reported: the cost model learns meanwhile, unless `oracle_costs` give it the truth.
+    `device`: h200, a100, v100, mi50, mi300x, a .json file of Device.to_json(), or a Device. The residents' models are
+    looked up in `programs`, then among `spacetime.sim.architectures`. `noise`, `model_error`, `slowdowns` and
+    `prepare_us` make the device less ideal (see SimBackend). `decision_us` passes before each decision takes effect.
+    What arrives within `warm_up_s` is served but not reported: the cost model learns meanwhile, unless `oracle_costs`
+    give it the truth.
     """
     simulation = Simulation(
         workload,
