@@ -133,7 +133,8 @@ def _unknown_result(error: Exception, module: nn.Module) -> str | None:
     if found is None:
         return None
     kind = found[1].rpartition(".")[2]
-    if "Cache" in kind and getattr(getattr(module, "config", None), "use_cache", False):
+    configs = [getattr(part, "config", None) for part in module.modules()]  # the model may be inside of another module
+    if "Cache" in kind and any(getattr(config, "use_cache", False) for config in configs):
         return f"its result holds a {kind}; set config.use_cache = False where nobody needs it"
     return f"its result holds a {kind}, which torch.export does not know; register it (torch.export.register_dataclass)"
 

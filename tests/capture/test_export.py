@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import graph_module
 
 from spacetime.capture.export import Unfusible, export
+from spacetime.capture.named import ByName
 from tests.capture.sketches import draw, sketch
 
 
@@ -96,8 +97,9 @@ def test_a_result_that_nobody_can_look_into_is_refused_with_what_its_owner_can_d
         export(sketch(lambda m, x: Scores(x * 2), {}), VECTOR)
     decoder = sketch(lambda m, x: DynamicCache(x * 2), {})
     decoder.config = SimpleNamespace(use_cache=True)  # type: ignore[assignment]
-    with pytest.raises(Unfusible, match=r"holds a DynamicCache; set config.use_cache = False"):
-        export(decoder, VECTOR)
+    for module in (decoder, ByName(decoder, ("x",))):
+        with pytest.raises(Unfusible, match=r"holds a DynamicCache; set config.use_cache = False"):
+            export(module, VECTOR)
 
 
 def test_an_example_of_one_row_is_as_good_as_one_of_many() -> None:
