@@ -15,6 +15,7 @@ from spacetime import errors
 from spacetime.cli import main as spacetime_main
 from spacetime.cli.profile import main as profile_main
 from spacetime.scheduler import registry
+from spacetime.scheduler.protocols import Backend
 from spacetime.scheduler.registry import policy_names
 from tests.cli.commands import run
 
@@ -145,6 +146,12 @@ def test_the_index_names_every_page_and_every_policy() -> None:
         assert page.name == "index.md" or f"({page.name})" in index, page
     for name in policy_names():
         assert f"`{name}`" in index or name.startswith("krisp_"), name
+
+
+def test_the_steps_to_a_backend_name_all_that_it_must_have() -> None:
+    steps = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a backend")[2]
+    members = {name for name in vars(Backend) if not name.startswith("_")}
+    assert len(members) > 5 and members <= set(QUOTED.findall(steps))
 
 
 def test_the_tree_of_errors_is_told_in_full() -> None:
