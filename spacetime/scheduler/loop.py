@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from spacetime.errors import ClosedError, PlanError, RejectedError, SpacetimeError
@@ -31,6 +31,7 @@ from spacetime.scheduler.queues import Queues, Tenant
 from spacetime.scheduler.registry import policy_name
 from spacetime.scheduler.request import Request, TenantSpec
 from spacetime.scheduler.resizing import Resizes
+from spacetime.scheduler.running import Running, broken
 from spacetime.scheduler.stragglers import Stragglers
 from spacetime.scheduler.verify import verify
 from spacetime.trace import LaneEvent, Trace
@@ -38,24 +39,6 @@ from spacetime.trace import LaneEvent, Trace
 _log = logging.getLogger("spacetime")
 
 Post = Callable[[Callable[[], None]], None]  # have the driver call a function between two steps; from any thread
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    """A lane on the device. It keeps its tenants: by the time it ends their names may belong to others."""
-
-    lane: Lane
-    requests: list[Request]
-    tenants: list[Tenant]  # of each request ...
-    members: tuple[Tenant, ...]  # ... and each of them once
-    num_rows: int
-    atoms: int
-    units: int
-    isolated: bool
-    started_us: int
-    predicted_us: float | None  # of a straggler by itself
-    merged: MergedView | None  # what tenants of several cohorts share it by ...
-    cohorts: tuple[str, ...]  # ... and of which its requests are
 
 
 class Scheduler:
@@ -75,7 +58,7 @@ class Scheduler:
         self._stragglers = Stragglers()
         self._merged = MergedLanes(self._queues, costs)
         self._holds = Holds()
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Running] = {}
         self._num_started = 0
         self._freed_at_us = 0
         self._abandoned: set[int] = set()
@@ -236,7 +219,7 @@ class Scheduler:
             raise PlanError(f"lane {lane_id} ended twice", "it runs no more", "a backend calls done once per lane")
         now_us = self._freed_at_us = self.backend.now_us()
         if len(result.outcomes) != len(running.requests):
-            result = _broken(running, result)
+            result = broken(running, result)
         Tenant.lane_ended(running.members)
         lane_ok = self._meter(running, result, now_us)
         self._events.append(LaneEvent(running.lane, result.start_us, result.end_us, lane_ok))
@@ -317,7 +300,7 @@ class Scheduler:
             )
         merged, executable = self._merged.find(lane.cohort) or (None, members[0].executable)
         cohorts = () if merged is None else tuple([tenant.spec.cohort for tenant in tenants])
-        self._running[lane_id] = _Running(
+        self._running[lane_id] = Running(
             lane, requests, tenants, members, num_rows, atoms, units, isolated, now_us, predicted_us, merged, cohorts
         )
         if merged is None:
@@ -333,7 +316,7 @@ class Scheduler:
     def _post_done(self, lane_id: int, result: LaneResult) -> None:
         self._post(partial(self.lane_done, lane_id, result))
 
-    def _meter(self, running: _Running, result: LaneResult, now_us: int) -> bool:
+    def _meter(self, running: Running, result: LaneResult, now_us: int) -> bool:
         """Charge the lane's tenants. Whether all of its requests ended well."""
         lane_us = (result.end_us - result.start_us) * running.units / self.backend.device.num_units
         isolated, lane_ok = running.isolated, True
@@ -351,7 +334,7 @@ class Scheduler:
             tenant.meter.record(view.rows, charged_us, now_us - view.arrival_us, ok, now_us, num_bytes, isolated)
         return lane_ok
 
-    def _observe(self, running: _Running, duration_us: int) -> None:
+    def _observe(self, running: Running, duration_us: int) -> None:
         lane, members = running.lane, running.members
         if running.merged is not None:
             self._merged.observe(running.merged, lane, running.cohorts, duration_us)
@@ -361,7 +344,7 @@ class Scheduler:
                 lane.cohort, tenants=tenants, rows=rows, units=units, fused=lane.fused, duration_us=duration_us
             )
 
-    def _judge(self, running: _Running, device_us: int) -> None:
+    def _judge(self, running: Running, device_us: int) -> None:
         """Does one of the lane's tenants make it slow?"""
         first = running.members[0]
         if running.merged is not None or not first.spec.fusible or not (first.has_peers or first.apart):
@@ -396,11 +379,3 @@ class Scheduler:
     def _end(self, taken: Sequence[tuple[Tenant, Request, SpacetimeError]]) -> None:
         for tenant, request, error in taken:
             tenant.reject(request, error)
-
-
-def _broken(running: _Running, result: LaneResult) -> LaneResult:
-    """In place of a result that does not answer every request."""
-    what = f"a lane of cohort {running.lane.cohort!r} is broken"
-    facts = f"{len(running.requests)} requests, {len(result.outcomes)} outcomes"
-    error = SpacetimeError(what, facts, "a backend reports every request")
-    return LaneResult((Outcome(error=error),) * len(running.requests), result.start_us, result.end_us)
