@@ -21,8 +21,9 @@ import spacetime as st
 from spacetime import zoo
 from spacetime.cli import models
 from spacetime.cli import profile as verb
+from spacetime.cli import profile_report as reports
 from spacetime.cli.models import load_model
-from spacetime.cli.profile import ProfileReport
+from spacetime.cli.profile_report import ProfileReport
 from spacetime.profiler import run as running
 from spacetime.profiler.campaign import Progress
 from spacetime.sim import architectures
@@ -46,7 +47,7 @@ def profiled(capsys: pytest.CaptureFixture[str], *arguments: object) -> ProfileR
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(verb).failed == 0
+    assert doctest.testmod(verb).failed == doctest.testmod(reports).failed == 0
     assert doctest.testmod(models).failed == 0
 
 
@@ -83,10 +84,10 @@ def test_the_table_of_layers_fits_the_terminal() -> None:
     profile = st.profile(architectures.program("mobilenet_v2"), "model:h200")
     for width in (50, 60, 72, 80, 100, 120, 160):
         console = Console(width=width, markup=False, record=True, file=io.StringIO())
-        total = verb._total(profile)
-        console.print(verb._total_table([total], width))
+        total = reports.total_of(profile)
+        console.print(reports.total_table([total], width))
         assert "…" not in console.export_text(clear=False)
-        console.print(verb._layer_table(total, width))
+        console.print(reports.layer_table(total, width))
         lines = console.export_text().splitlines()
         assert max(len(line.rstrip()) for line in lines) <= width
         assert sum("conv2d" in line for line in lines) > 5 or width < 60
@@ -106,7 +107,7 @@ def test_kernels_that_are_not_known_well_are_counted(
 
     ended = run(capsys, "profile", "zoo:mlp", *MODELLED)
     assert "no better than" not in ended.out, "a model is sure of itself"
-    monkeypatch.setattr(verb, "half_width", restless)
+    monkeypatch.setattr(reports, "half_width", restless)
     ended = run(capsys, "profile", "zoo:mlp", *MODELLED)
     assert "3 of 3 kernels are known to no better than 10%" in ended.out
     assert "--refresh measures again" in ended.out
