@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +29,7 @@ from spacetime.profiler.profile import Profile
 from spacetime.profiler.run import MODEL, default_store
 from spacetime.scheduler.tables import TOLERANCE
 
-INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
+ENDED_BY_SIGNAL = 128  # and the signal's number: what shells say of a program that one ended
 
 
 def profile(
@@ -125,7 +127,7 @@ def _interruptible(
 ) -> tuple[str, Profile]:
     last: Progress | None = None
     try:
-        with _bar(model) as show:
+        with _signals_interrupt(), _bar(model) as show:
 
             def progress(now: Progress) -> None:
                 nonlocal last
@@ -133,9 +135,32 @@ def _interruptible(
                 show(now)
 
             return measure(progress)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print("\n".join(_kept(last, device, folder)), file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        number = interruption.args[0] if interruption.args else signal.SIGINT
+        raise typer.Exit(ENDED_BY_SIGNAL + number) from None
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """A machine that shuts down and a terminal that is closed end a program as Ctrl-C does, not at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in ending}
+    try:
+        for number in ending:
+            if before[number] == signal.SIG_DFL:  # under nohup it is to be ignored, and stays so
+                signal.signal(number, _interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _kept(last: Progress | None, device: str, folder: Path) -> Iterator[str]:

@@ -92,7 +92,10 @@ def profile_program(
 
 
 def conduct(campaign: Campaign, runnable: Runnable, progress: OnProgress) -> tuple[Ceilings, tuple[Measurement, ...]]:
-    """Run the campaign on a thread of its own; `progress` is called on this one. Whatever ends the wait stops it."""
+    """Run the campaign on a thread of its own; `progress` is called on this one. Whatever ends the wait stops it.
+
+    What a stopped campaign still keeps is reported, too, before the interruption goes on its way.
+    """
     stop = threading.Event()
     events: SimpleQueue[Progress | None] = SimpleQueue()
     campaign.progress, campaign.stopped = events.put, stop.is_set
@@ -100,13 +103,16 @@ def conduct(campaign: Campaign, runnable: Runnable, progress: OnProgress) -> tup
     release_team()  # this thread's own, from building and capturing the model
     worker.start()
     try:
-        while (event := events.get()) is not None:
+        for event in iter(events.get, None):
             progress(event)
     except BaseException:
         stop.set()
-        raise
-    finally:
         worker.join()
+        while not events.empty():
+            if (kept := events.get()) is not None:
+                progress(kept)
+        raise
+    worker.join()
     return worker.result()
 
 

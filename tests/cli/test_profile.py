@@ -7,7 +7,11 @@ import doctest
 import io
 import json
 import logging
+import os
+import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -210,12 +214,31 @@ def test_ctrl_c_keeps_what_was_measured_and_the_same_command_resumes(
     show_with(monkeypatch, interrupt)
     ended = run(capsys, "profile", *options)
     assert (ended.code, ended.out) == (130, "")
-    assert ended.err.startswith("interrupted: 2 of ") and str(tmp_path / "store") in ended.err
+    assert re.match(r"interrupted: [23] of ", ended.err), "the third may have become sure in the meantime"
+    assert str(tmp_path / "store") in ended.err
     assert "run the same command again" in ended.err
     heard: list[Progress] = []
     show_with(monkeypatch, heard.append)
     profiled(capsys, *options)
     assert heard[-1].num_known >= 2  # the third may have become sure before the interruption was looked at
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_signals_that_end_a_program_keep_it_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert threading.current_thread() is threading.main_thread(), "only there signals are heard"
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)
+    show_with(monkeypatch, lambda progress: os.kill(os.getpid(), number))
+    try:
+        ended = run(capsys, "profile", *("zoo:mlp", "--store", tmp_path, "--budget", "0.01", "--cache", "warm"))
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert ended.code == 128 + number
+    assert ended.err.startswith("interrupted: ") and "are measured, and kept in" in ended.err
 
 
 @pytest.mark.parametrize("stage", ["load_model", "capture", "profile_program"])

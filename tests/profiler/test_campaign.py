@@ -206,6 +206,23 @@ def test_an_interrupted_campaign_keeps_what_it_has_and_is_resumed(tmp_path: Path
     assert len(lines) == 1 + len(found) + 3  # the environment, every measurement once, the ceilings
 
 
+def test_an_interruption_is_told_of_everything_that_is_kept(tmp_path: Path) -> None:
+    """Kernels that were measured in the same runs are kept together, after the interruption."""
+    made, reports = campaign(tmp_path, cache="run"), []
+
+    def progress(report: Progress) -> None:
+        reports.append(report)
+        if report.done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        conduct(made, run_of(made), progress)
+    stored = made.store.read().of(made.site.environment)
+    kept = {(key.kernel, key.rows) for key in stored if not key.kernel.startswith(CEILING)}
+    assert len(kept) > 1, "an interruption during the runs keeps more than what was reported before it"
+    assert reports[-1].done == len(kept)
+
+
 def test_a_kernel_half_measured_is_not_kept(tmp_path: Path) -> None:
     made = campaign(tmp_path, cache="warm")
     run = run_of(made)
