@@ -63,7 +63,7 @@ def profile(
     all_rows = _numbers("--rows", rows)
     sizes = None if units is None else _numbers("--units", units)
     fixed = read_sizes(size or ())
-    files.check()
+    files.check(model)
     other = None if compare is None else Profile.load(compare)
 
     def measure(progress: Callable[[Progress], None]) -> tuple[str, Profile]:

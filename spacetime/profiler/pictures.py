@@ -5,6 +5,7 @@ Drawn on a `Figure` of its own, never through pyplot: no window, and nobody's se
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from math import ceil, log2
 from pathlib import Path
@@ -72,9 +73,12 @@ def plot(profile: Profiled, path: str | Path, part: str = "all", model: str = ""
     check(path, part)
     if not profile.layers:
         raise OptionError("a profile of nothing has no picture", "it has no layers", "profile a model that computes")
-    with _matplotlib(path.name).rc_context(SETTINGS):
+    is_svg = path.suffix.lower() == ".svg"
+    with _matplotlib(path.name).rc_context(SETTINGS), warnings.catch_warnings():
+        if is_svg:  # the reader's fonts will be used, which may have what ours has not
+            warnings.filterwarnings("ignore", "Glyph .* missing")
         # A date would make equal profiles differ.
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+        metadata = {"Date": None} if is_svg else None
         _PARTS[part](profile, model).savefig(path, dpi=DOTS_PER_IN, facecolor="white", metadata=metadata)
 
 

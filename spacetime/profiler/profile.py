@@ -6,7 +6,6 @@ It keeps the measurements themselves; layers and knees follow from them, at any 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +20,7 @@ from spacetime.profiler import export
 from spacetime.profiler.curves import Floats, Knee, Point, find_knee
 from spacetime.profiler.records import Environment, Measurement
 from spacetime.profiler.table import MeasuredTable
+from spacetime.profiler.writing import write_whole
 from spacetime.values import Value, decode
 
 VERSION = 1  # of the file
@@ -232,15 +232,9 @@ class Profile(Value):
     # -- files ----------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Whole or not at all; what is no file of its own (a link, /dev/stdout) is written to, not replaced."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            path.write_text(self.to_json() + "\n", encoding="utf-8")
-            return
-        half_written = path.with_name(f".{path.name}.{os.getpid()}")
-        half_written.write_text(self.to_json() + "\n", encoding="utf-8")
-        half_written.replace(path)
+        write_whole(path, self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -2,6 +2,7 @@
 
 A line is either an environment or a measurement that names its environment. Lines are appended under a lock in
 one write, so two writers never mix and a killed one leaves at most a torn last line, which the next writer ends.
+What does not fit on the disk is taken back and said.
 Nothing is ever changed in place: the latest measurement of a key counts.
 """
 
@@ -59,12 +60,14 @@ class Store:
         if not lines:
             return
         with self._opened() as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if environment.id not in _environment_ids(file):
-                lines.insert(0, _line("environment", {"id": environment.id, **encode(environment)}))
-            torn = b"" if _ends_with_newline(file) else b"\n"
-            os.write(file.fileno(), torn + "".join(lines).encode())
-            os.fsync(file.fileno())
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if environment.id not in _environment_ids(file):
+                    lines.insert(0, _line("environment", {"id": environment.id, **encode(environment)}))
+                torn = b"" if _ends_with_newline(file) else b"\n"
+                _append_whole(file, torn + "".join(lines).encode())
+            except OSError as error:  # the disk is full, or knows no locks
+                raise self._cannot_be_kept(error) from error
 
     def check_writable(self) -> None:
         """Before anything is measured that could not be kept."""
@@ -75,16 +78,17 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return self.path.open("a+b")
         except OSError as error:
-            facts = f"{error.filename}: {error.strerror}"
-            raise OptionError(
-                f"measurements cannot be kept in {self.path}", facts, "name another store: --store FOLDER, or store="
-            ) from error
+            raise self._cannot_be_kept(error) from error
+
+    def _cannot_be_kept(self, error: OSError) -> OptionError:
+        what, facts = f"measurements cannot be kept in {self.path}", f"{error.filename or self.path}: {error.strerror}"
+        return OptionError(what, facts, "make room there, or name another store: --store FOLDER, or store=")
 
     def read(self) -> Contents:
         """Everything, the latest of every key. A line that is not ours is an error that names it."""
         contents = Contents()
-        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else []
-        for number, line in enumerate(lines, 1):
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        for number, line in enumerate(text.split("\n"), 1):
             if not line:
                 continue
             try:
@@ -120,16 +124,29 @@ class Store:
 
 
 def slug(name: str) -> str:
-    """A folder name for a device.
+    """A name of a folder or a file for a device or a model, in any script.
 
     >>> slug("Intel(R) Xeon(R), 2 cores")
     'intel-r-xeon-r-2-cores'
     """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "device"
+    return re.sub(r"[\W_]+", "-", name.lower()).strip("-") or "unnamed"
 
 
 def _line(kind: str, data: dict[str, Any]) -> str:
     return json.dumps({"schema": SCHEMA, "type": kind, **data}, separators=(",", ":")) + "\n"
+
+
+def _append_whole(file: BinaryIO, data: bytes) -> None:
+    """All of it, or nothing: the caller holds the lock, so nobody has written behind what is taken back."""
+    size_before = file.seek(0, os.SEEK_END)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(file.fileno(), left) :]  # a disk that fills up takes a part, and refuses the next
+        os.fsync(file.fileno())
+    except OSError:
+        os.ftruncate(file.fileno(), size_before)
+        raise
 
 
 def _environment_ids(file: Any) -> set[str]:

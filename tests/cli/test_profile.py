@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import doctest
+import errno
 import io
 import json
 import logging
@@ -285,6 +286,72 @@ def test_a_wrong_value_is_refused_with_a_way_out(
 ) -> None:
     device = () if "--device" in arguments else MODELLED
     refused(run(capsys, "profile", "zoo:mlp", *device, *arguments), message)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--output", "one.json", "--csv", "one.json"),
+        ("--csv", "one.csv", "--chrome", "./one.csv"),
+        ("--output", "one.json", "--csv", "one.html"),  # the page is there
+        ("--picture", "one.png", "--picture", "one.png"),
+        ("--csv", "model.onnx"),
+        ("--html", "../{folder}/model.onnx"),
+    ],
+)
+def test_no_file_takes_the_place_of_another_or_of_the_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.onnx").write_bytes(b"what took a week to train")
+    named = [option.format(folder=tmp_path.name) for option in options]
+    refused(run(capsys, "profile", "model.onnx", *MODELLED, *named), "name another place for one of them")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert Path("model.onnx").read_bytes() == b"what took a week to train"
+
+
+def test_a_pipe_takes_everything_and_the_page_stays_in_the_store(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # what is written fits in it, so nobody has to wait
+    try:
+        report = profiled(capsys, "zoo:mlp", *MODELLED, "--csv", pipe, "--units", "132")
+        assert os.read(end, 1 << 16).startswith(b"index,name,op")
+        folder = tmp_path / "store"
+        report = profiled(capsys, "zoo:mlp", *MODELLED, "--output", pipe, "--units", "132", "--store", folder)
+        assert json.loads(os.read(end, 1 << 16))["signature"]
+    finally:
+        os.close(end)
+    assert Path(report.files[1]).is_relative_to(folder)
+
+
+def test_a_disk_that_is_full_is_said_and_nothing_half_is_left(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str, **options: object) -> int:
+        with path.open("w", encoding="utf-8") as file:
+            file.write(text[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")  # which does not know its file
+
+    monkeypatch.setattr(Path, "write_text", full)
+    output = tmp_path / "kept.json"
+    ended = run(capsys, "profile", "zoo:mlp", *MODELLED, "--output", output)
+    refused(ended, f"{output} cannot be written")
+    assert "No space left on device" in ended.err and list(tmp_path.iterdir()) == []
+
+
+def test_names_in_any_script(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caches: Path
+) -> None:
+    (tmp_path / "réseau.py").write_text(FACTORIES + "\nréseau_模型 = pair\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    report = profiled(capsys, "réseau:réseau_模型", *MODELLED, "--picture", "層.svg")
+    assert Path(report.files[0]).name.startswith("réseau-模型-")
+    assert "réseau_模型" in Path("層.svg").read_text(encoding="utf-8")
+    long = tmp_path / f"{'é' * 120}.onnx"
+    refused(run(capsys, "profile", long, *MODELLED), "is not there")
 
 
 def refused(ended: Ended, message: str) -> None:

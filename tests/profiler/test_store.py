@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -126,6 +128,33 @@ def test_two_processes_write_at_once(store: Store, tmp_path: Path) -> None:
     assert [line["type"] for line in lines].count("environment") == 1
 
 
+@pytest.mark.parametrize("room", [0, 100, 700])
+def test_a_disk_that_fills_up_takes_nothing_and_says_so(
+    store: Store, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """It takes a part first, and refuses the rest."""
+    store.append(HERE, [measured()])
+    before, left, write = store.path.read_bytes(), [room], os.write
+
+    def write_some(descriptor: int, data: bytes) -> int:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(descriptor, data[: left[0]])
+        left[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "write", write_some)
+    with pytest.raises(OptionError, match="cannot be kept") as refused:
+        store.append(HERE, [measured(replace(KEY, rows=rows)) for rows in range(2, 20)])
+    assert "No space left on device" in refused.value.facts and "--store" in refused.value.next_step
+    assert store.path.read_bytes() == before
+    monkeypatch.undo()
+    store.append(HERE, [measured(replace(KEY, rows=2))])
+    assert len(store.read().of(HERE)) == 2 and store.read().num_torn == 0
+
+
 def test_slugs() -> None:
     assert slug("Intel(R) Xeon(R) @ 2.0GHz, 2 cores") == "intel-r-xeon-r-2-0ghz-2-cores"
-    assert slug("///") == "device"
+    assert slug("model:h200") == "model-h200"
+    assert slug("Réseau_模型 é.v2") == "réseau-模型-é-v2"
+    assert slug("///") == "unnamed"
