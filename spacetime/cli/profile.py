@@ -84,9 +84,9 @@ def profile(
         )
 
     folder = store if store is not None else default_store()
-    name, found = _interruptible(measure, model, device, folder)
+    name, found, last = _interruptible(measure, model, device, folder)
     comparison = None if other is None else compared(other, found, force=force)
-    report = make_report(name, found, write_files(files, folder, name, found), comparison)
+    report = make_report(name, found, last, write_files(files, folder, name, found), comparison)
     if as_json:
         print(report.to_json())
     else:
@@ -124,7 +124,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 def _interruptible(
     measure: Callable[[Callable[[Progress], None]], tuple[str, Profile]], model: str, device: str, folder: Path
-) -> tuple[str, Profile]:
+) -> tuple[str, Profile, Progress | None]:
     last: Progress | None = None
     try:
         with _signals_interrupt(), _bar(model) as show:
@@ -134,7 +134,7 @@ def _interruptible(
                 last = now
                 show(now)
 
-            return measure(progress)
+            return *measure(progress), last
     except KeyboardInterrupt as interruption:
         print("\n".join(_kept(last, device, folder)), file=sys.stderr)
         number = interruption.args[0] if interruption.args else signal.SIGINT

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from spacetime.cli import compare as comparing
+from spacetime.profiler.campaign import Progress
 from spacetime.profiler.compare import Comparison
 from spacetime.profiler.curves import Knee
 from spacetime.profiler.figures import print_count, print_op, print_us, shorten, timeline
@@ -44,11 +45,16 @@ class ProfileReport(Value):
     cache: str
     tolerance: float
     totals: tuple[Total, ...]
+    num_stale: int  # kernels that the store knew from other conditions, and that were measured again
+    changes: tuple[str, ...]  # how these conditions differ
     files: tuple[str, ...]  # what was written: the profile first, then the page
     comparison: Comparison | None
 
 
-def make_report(name: str, found: Profile, files: tuple[Path, ...], comparison: Comparison | None) -> ProfileReport:
+def make_report(
+    name: str, found: Profile, last: Progress | None, files: tuple[Path, ...], comparison: Comparison | None
+) -> ProfileReport:
+    """`last`: what the measuring said at its end, if anything was measured or known."""
     shown_first = (found.rows, *(rows for rows in found.all_rows if rows != found.rows))
     return ProfileReport(
         model=name,
@@ -57,6 +63,8 @@ def make_report(name: str, found: Profile, files: tuple[Path, ...], comparison: 
         cache=found.cache,
         tolerance=found.tolerance,
         totals=tuple(total_of(found.at(rows)) for rows in shown_first),
+        num_stale=last.num_stale if last is not None else 0,
+        changes=last.changes if last is not None else (),
         files=tuple(map(str, files)),
         comparison=comparison,
     )
@@ -86,6 +94,11 @@ def print_report(report: ProfileReport) -> None:
     console.print(total_table(report.totals, console.width))
     if any(total.num_unsure for total in report.totals):
         console.print(_unsure(report.totals), soft_wrap=True)
+    if report.num_stale:
+        known = "1 kernel was" if report.num_stale == 1 else f"{report.num_stale} kernels were"
+        console.print(f"{known} known from other conditions, and measured again", soft_wrap=True)
+        for change in report.changes:
+            console.print(f"  {change}", soft_wrap=True)
     if report.comparison is not None:
         comparing.print_comparison(console, report.comparison)
     for path in report.files:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 from spacetime.errors import OptionError
@@ -18,7 +18,7 @@ from spacetime.profiler.curves import Point
 from spacetime.profiler.few_points import Search, search
 from spacetime.profiler.measure import Effort, Stopped, Taken, Wanted, time_in_runs, time_on_sizes
 from spacetime.profiler.profile import BETWEEN, CODE, Ceilings, whole_key
-from spacetime.profiler.records import Key, Measurement
+from spacetime.profiler.records import Environment, Key, Measurement
 from spacetime.profiler.site import Call, Sample, Site
 from spacetime.profiler.store import Store
 
@@ -53,6 +53,8 @@ class Progress:
     total: int
     kernel: str  # the name of the last
     num_known: int  # of those done: not measured now
+    num_stale: int = 0  # of those done: measured again, since what is known of them was measured under other conditions
+    changes: tuple[str, ...] = ()  # how these differed, a line each
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,12 @@ class Campaign:
     progress: Callable[[Progress], None]
     stopped: Callable[[], bool]
     known: dict[Key, Measurement] = field(default_factory=dict)
+    stale: Mapping[Key, tuple[Environment, Measurement]] = field(default_factory=dict)  # measured elsewhere, not here
     _used: list[Measurement] = field(default_factory=list)
     _done: int = 0
     _num_known: int = 0
+    _num_stale: int = 0
+    _changes: tuple[str, ...] = ()
 
     def run(self, runnable: Runnable) -> tuple[Measurement, ...]:
         """All measurements of the program's kernels, known ones included. On the site's thread."""
@@ -112,11 +117,11 @@ class Campaign:
             missing = [each for each in subjects if not self._is_known(each, rows)]
             for each in subjects:
                 if each not in missing:
-                    self._report(each, len(subjects), known=True)
+                    self._report(each, rows, len(subjects), known=True)
             if missing:
                 measured = self._in_runs if self.cache == RUN else self._one_by_one
                 for each in measured(runnable, rows, missing):
-                    self._report(each, len(subjects), known=False)
+                    self._report(each, rows, len(subjects), known=False)
         place = {subject.key: index for index, subject in enumerate(subjects)}
         return tuple(sorted(self._used, key=lambda each: (each.key.rows, place[each.key.kernel], each.key.units)))
 
@@ -219,10 +224,21 @@ class Campaign:
         self.store.append(self.site.environment, measurements)
         self.known |= {measurement.key: measurement for measurement in measurements}
 
-    def _report(self, subject: Subject, num_subjects: int, *, known: bool) -> None:
+    def _report(self, subject: Subject, rows: int, num_subjects: int, *, known: bool) -> None:
         self._done += 1
         self._num_known += known
-        self.progress(Progress(self._done, num_subjects * len(self.rows), subject.name, self._num_known))
+        elsewhere = None if known else self._elsewhere.get((subject.key, rows))
+        if elsewhere is not None:
+            self._num_stale += 1
+            self._changes = self.site.environment.differences(elsewhere)
+        total = num_subjects * len(self.rows)
+        self.progress(Progress(self._done, total, subject.name, self._num_known, self._num_stale, self._changes))
+
+    @cached_property
+    def _elsewhere(self) -> Mapping[tuple[str, int], Environment]:
+        """Where else the kernels were measured last, by what they are and their number of rows."""
+        alike = {key: place for key, (place, _) in self.stale.items() if key.cache == self.cache}
+        return {(key.kernel, key.rows): place for key, place in alike.items()}
 
 
 def subjects_of(program: Program, *, with_between: bool, runnable: Runnable | None = None) -> list[Subject]:

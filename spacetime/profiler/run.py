@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -30,6 +31,7 @@ from spacetime.sim.devices import find
 
 MODEL = "model:"
 CACHES = ("run", "warm", "cold")
+MOST = 2**53  # operations or bytes of a kernel: integers that floating-point numbers hold exactly
 
 OnProgress = Callable[[Progress], None]
 
@@ -58,6 +60,9 @@ def profile_program(
     effort = Effort(budget_s)
     rows = tuple(dict.fromkeys(rows))
     if device.startswith(MODEL):
+        if cache != CACHES[0]:
+            facts = "its model knows no caches, all traffic goes to memory"
+            raise OptionError(f"{device} cannot be profiled with {cache} caches", facts, "leave the caches out")
         model = find(device.removeprefix(MODEL))
         sizes = _checked_sizes(device, units, sizes_of(model))
         found = modelled(program, model, rows, sizes, exact=units is not None, tolerance=tolerance)
@@ -85,8 +90,10 @@ def profile_program(
         stopped=lambda: False,
     )
     kept.check_writable()
+    contents = kept.read()
+    campaign.stale = contents.stale(site.environment)
     if not refresh:
-        campaign.known |= campaign.store.read().of(site.environment)
+        campaign.known |= contents.of(site.environment)
     ceilings, found = conduct(campaign, runnable, progress or (lambda _: None))
     return _profile(program, site.environment, ceilings, found, rows[0], tolerance, cache)
 
@@ -173,10 +180,14 @@ def _check(program: Program, rows: Sequence[int], tolerance: float, cache: str) 
         raise OptionError(f"program {program.signature} has nothing to profile", "it launches no kernels")
     if not rows or any(not isinstance(count, int) or count < 1 for count in rows):
         raise OptionError(f"rows={rows!r} cannot be profiled", "each is a number of rows from 1", "pass rows=(1, 8)")
-    if not tolerance >= 0:
+    if not 0 <= tolerance < inf:
         raise OptionError(f"a tolerance of {tolerance}", "knees are within it of the best latency", "pass 0.05")
     if cache not in CACHES:
         raise OptionError(f"cache={cache!r} is no state of the caches", f"known: {', '.join(CACHES)}", "name one")
+    most = max(max(kernel.flops(max(rows)), kernel.bytes(max(rows))) for kernel in program.kernels)
+    if most > MOST:
+        facts = f"a kernel of theirs has {most:.1e} operations, or bytes"
+        raise OptionError(f"{max(rows)} rows are too many", facts, "profile fewer rows")
 
 
 def _check_memory(program: Program, rows: int) -> None:

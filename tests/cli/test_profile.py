@@ -29,6 +29,7 @@ from spacetime.cli import profile as verb
 from spacetime.cli import profile_report as reports
 from spacetime.cli.models import load_model
 from spacetime.cli.profile_report import ProfileReport
+from spacetime.profiler import environment
 from spacetime.profiler import run as running
 from spacetime.profiler.campaign import Progress
 from spacetime.sim import architectures
@@ -184,6 +185,21 @@ def test_two_profiles_are_compared_on_the_way(capsys: pytest.CaptureFixture[str]
     assert forced.code == 0 and "device: model:h200 here, model:mi50 there" in forced.out
 
 
+def test_what_is_known_from_other_conditions_is_measured_again_and_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("zoo:mlp", "--store", tmp_path / "store", "--budget", "0.01", "--units", "1", "--cache", "warm")
+    assert profiled(capsys, *options).num_stale == 0
+    monkeypatch.setattr(environment, "_libraries", lambda: {"torch": "9.9"})
+    ended = run(capsys, "profile", *options)
+    assert "3 kernels were known from other conditions, and measured again" in ended.out
+    assert f"  torch: 9.9 here, {torch.__version__} there" in ended.out
+    assert profiled(capsys, *options).num_stale == 0, "they are known now"
+    assert "known from other" not in run(capsys, "profile", *options).out
+    monkeypatch.undo()
+    assert profiled(capsys, *options).num_stale == 0, "nothing is lost by it"
+
+
 # -- interruption ----------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +289,12 @@ def test_ctrl_c_before_anything_was_measured_says_so(
         (("--output", "/tmp/page.html"), "say --html"),
         (("--store", "/dev/null/store"), "Not a directory"),
         (("--device", "cpu", "--store", "/dev/null/store"), "measurements cannot be kept in /dev/null/store"),
-        (("--device", "cpu", "--rows", "999999999999"), "999999999999 rows do not fit in memory"),
+        (("--device", "cpu", "--rows", "99999999"), "99999999 rows do not fit in memory"),
+        (("--device", "cpu", "--rows", "9" * 30), f"{'9' * 30} rows are too many"),
+        (("--rows", "9" * 30), f"{'9' * 30} rows are too many"),
+        (("--tolerance", "inf"), "a tolerance of inf"),
+        (("--cache", "cold"), "its model knows no caches"),
+        (("--device", "cpu", "--budget", "nan"), "a measurement needs time"),
         (("--part", "nonesuch", "--picture", "profile.png"), "known: all, latency, timeline"),
         (("--csv", "/nonesuch/profile.csv"), "/nonesuch is not a directory"),
         (("--compare", "/nonesuch/profile.json"), "cannot be read as a profile"),
