@@ -10,6 +10,7 @@ import typer
 
 from spacetime._version import __version__
 from spacetime.cli import bench, compare, demo, doctor, plan, profile, simulate, study
+from spacetime.cli.output import print_in_any_encoding
 from spacetime.errors import SpacetimeError
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. What spacetime raises on purpose is a message, not a traceback."""
+    print_in_any_encoding()
     try:
         app(args=arguments)
     except SpacetimeError as error:

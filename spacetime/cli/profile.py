@@ -18,6 +18,7 @@ from rich.progress import Progress as ProgressBar
 from spacetime.api import capture
 from spacetime.api import profile as profile_program
 from spacetime.cli.models import KINDS, load_model, quiet_torch, read_sizes
+from spacetime.cli.output import print_in_any_encoding
 from spacetime.cli.profile_files import Files, write_files
 from spacetime.cli.profile_report import make_report, print_report
 from spacetime.errors import OptionError, SpacetimeError
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name="spacetime-profile", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
     script.command()(profile)
+    print_in_any_encoding()
     try:
         script(args=arguments)
     except SpacetimeError as error:

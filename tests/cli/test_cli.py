@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from spacetime import __version__
 from spacetime.backends.threads import available_cores
+from spacetime.cli import main
 from spacetime.cli.demo import POLICIES, DemoReport
 from spacetime.cli.doctor import Check, Diagnosis
 from spacetime.scheduler.registry import policy_names
@@ -64,6 +67,18 @@ def test_an_error_of_spacetime_is_a_message_without_a_traceback(
     assert message in ended.err
     assert "Traceback" not in ended.err
     assert ended.out == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_old_encoding_has_question_marks_but_no_error(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--tenants", "2", "--model", "gemm_8x8x8"])
+    out.flush()
+    written = out.buffer.getvalue()
+    assert ended.value.code == 0 and b"gemm_8x8x8" in written
+    assert b"?" in written, "some of what it says has no code there"
 
 
 def test_doctor_reports_every_capability_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
