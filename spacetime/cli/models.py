@@ -72,7 +72,8 @@ def quiet_torch() -> Iterator[None]:
 def _existing(source: str) -> Path:
     path = Path(source)
     if not path.is_file():
-        facts = f"{path.resolve()} is {'a directory' if path.is_dir() else 'not there'}"
+        problem = "a directory" if path.is_dir() else "no regular file" if path.exists() else "not there"
+        facts = f"{path.resolve()} is {problem}"
         raise OptionError(f"the model {source} cannot be read", facts, "name a file")
     return path
 

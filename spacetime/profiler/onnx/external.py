@@ -33,6 +33,7 @@ def check_locations(path: Path, tensors: Iterable[Any]) -> int:
 
 def read_tensor(path: Path, tensor: Any) -> Tensor:
     """The tensor in memory of its own."""
+    _check_shape(path, tensor)
     if tensor.data_location == _EXTERNAL:
         return _read_external(path, tensor)
     dtype = torch_dtype(tensor.data_type)
@@ -59,6 +60,7 @@ def _read_external(path: Path, tensor: Any) -> Tensor:
 
 def _place(path: Path, tensor: Any) -> tuple[Path, int, int]:
     """File, offset and length of the data, checked."""
+    _check_shape(path, tensor)
     entries = {entry.key: entry.value for entry in tensor.external_data}
     file = _inside(path, tensor.name, entries.get("location", ""))
     expected = math.prod(tensor.dims) * torch_dtype(tensor.data_type).itemsize
@@ -72,6 +74,12 @@ def _place(path: Path, tensor: Any) -> tuple[Path, int, int]:
     if offset + num_bytes > file.stat().st_size:
         raise _short(path, tensor, file, offset, num_bytes)
     return file, offset, num_bytes
+
+
+def _check_shape(path: Path, tensor: Any) -> None:
+    if any(size < 0 for size in tensor.dims):
+        facts = f"its shape is {list(tensor.dims)}"
+        raise CaptureError(f"{path}: the constant {tensor.name!r} cannot be read", facts, "export the file again")
 
 
 def _number(path: Path, tensor: Any, entries: dict[str, str], key: str, default: int) -> int:

@@ -94,7 +94,8 @@ def read_graph(path: Path, proto: Any, sizes: Mapping[str, int]) -> Graph:
     """The graph of a parsed file; `sizes` gives every dynamic dimension but the rows."""
     opset = _opset(path, proto)
     graph = proto.graph
-    nodes = [_node(node, opset, path, index) for index, node in enumerate(graph.node)]
+    opsets = {entry.domain: int(entry.version) for entry in proto.opset_import} | dict.fromkeys(_DOMAINS, opset)
+    nodes = [_node(node, opsets, index) for index, node in enumerate(graph.node)]
     nodes = _without_unread(nodes, {output.name for output in graph.output})
     needed = _needed(nodes, {output.name for output in graph.output})
     _check_supported(path, [node for node in nodes if id(node) in needed], graph)
@@ -135,9 +136,10 @@ def _opset(path: Path, proto: Any) -> int:
 # -- nodes ----------------------------------------------------------------------------------------------------------
 
 
-def _node(proto: Any, opset: int, path: Path, index: int) -> Node:
+def _node(proto: Any, opsets: Mapping[str, int], index: int) -> Node:
     onnx = onnx_package()
     domain = "" if proto.domain in _DOMAINS else proto.domain
+    opset = opsets.get(domain, opsets[""])
     version = 0
     if not domain and onnx.defs.has(proto.op_type, opset):
         version = onnx.defs.get_schema(proto.op_type, opset).since_version

@@ -52,8 +52,9 @@ class _Folder:
         self.nodes: list[Node] = []
 
     def run(self) -> Folded:
-        for each in self.graph.inputs:
-            self.values[each.name] = self._symbolic(torch.empty((ROWS, *each.shape), dtype=each.dtype))
+        rows = self._symbolic(torch.empty(ROWS)).shape[0]
+        with self.fake:  # a row may be as large as the memory
+            self.values |= {each.name: torch.empty((rows, *each.shape), dtype=each.dtype) for each in self.graph.inputs}
         with torch.no_grad():
             for node in self.graph.nodes:
                 try:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from spacetime.errors import CaptureError, OptionError
-from spacetime.profiler.onnx.file import read_graph, read_proto
+from spacetime.profiler.onnx.file import check_memory, read_graph, read_proto
 from spacetime.profiler.onnx.fold import Folded, fold
 from spacetime.profiler.onnx.graph import Graph, Input
 from spacetime.profiler.onnx.module import OnnxGraph
@@ -19,6 +20,7 @@ from spacetime.profiler.onnx.rewrite import rewrite
 
 # What keeps the numbers in an integer input as they are, on the way to the table that they index.
 _PASS = frozenset("Identity Cast Reshape Flatten Squeeze Unsqueeze Expand Transpose Slice Concat Dropout".split())
+EXAMPLE_ROWS = 2
 _LOOKUPS = frozenset("Gather GatherElements".split())
 
 
@@ -35,7 +37,7 @@ class OnnxModel:
     producer: str
     path: Path
 
-    def example(self, rows: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
+    def example(self, rows: int = EXAMPLE_ROWS, seed: int = 0) -> tuple[Tensor, ...]:
         """Inputs of `rows` rows: normal floats, indices in the range of their tables, ones for masks."""
         if rows < 1:
             raise OptionError(f"an example of {rows} rows", "a request has at least one row", "ask for 1 or more")
@@ -67,6 +69,7 @@ def load_onnx(path: str | os.PathLike[str], sizes: Mapping[str, int] | None = No
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     producer = " ".join(filter(None, (proto.producer_name, proto.producer_version)))
     del proto  # as large as the weights
+    check_memory(path, EXAMPLE_ROWS * sum(prod(each.shape) * each.dtype.itemsize for each in graph.inputs))
     try:
         folded = fold(graph)
     except CaptureError as error:

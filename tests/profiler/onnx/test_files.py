@@ -16,6 +16,7 @@ import onnx
 import torch
 from onnx import helper
 from onnx.helper import make_node as node
+from torch._subclasses.fake_tensor import FakeTensor
 
 from spacetime.errors import CaptureError, OptionError, SpacetimeError
 from spacetime.profiler.onnx import file, load_onnx
@@ -77,6 +78,44 @@ def test_larger_than_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     refused(path, OptionError, "does not fit in memory")
 
 
+def test_an_input_larger_than_memory(path: Path) -> None:
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", 10**13])
+    graph = helper.make_graph([node("Relu", ["x"], ["y"])], "g", [x], [onnx.ValueInfoProto(name="y")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    refused(path, OptionError, "does not fit in memory", "74505")
+
+
+def test_rows_as_large_as_half_of_the_memory_are_not_allocated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a file takes no memory for its inputs, however many rows stand for any number of them."""
+    size = available_bytes() // 16
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", size])
+    graph = helper.make_graph([node("Relu", ["x"], ["y"])], "g", [x], [onnx.ValueInfoProto(name="y")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    empty = torch.empty
+
+    def small_empty(*arguments: Any, **options: Any) -> torch.Tensor:
+        found = empty(*arguments, **options)
+        assert isinstance(found, FakeTensor) or found.numel() < 1000
+        return found
+
+    monkeypatch.setattr(torch, "empty", small_empty)
+    assert load_onnx(path).inputs[0].shape == (size,)
+
+
+@pytest.mark.parametrize("is_external", [False, True])
+def test_a_shape_below_zero(path: Path, is_external: bool) -> None:
+    """Numpy takes any negative size for the one that follows from the others."""
+    model = good()
+    weight = model.graph.initializer[0]
+    if is_external:
+        onnx.external_data_helper.set_external_data(weight, "w.data")
+        (path.parent / "w.data").write_bytes(weight.raw_data)
+        weight.ClearField("raw_data")
+    weight.dims[0] = -4
+    path.write_bytes(model.SerializeToString())
+    refused(path, CaptureError, "'w' cannot be read", "[-4, 300]")
+
+
 def test_larger_than_protobuf(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnx.save(good(), path)
     monkeypatch.setattr(file, "MAX_PROTOBUF_BYTES", 1000)
@@ -113,6 +152,15 @@ def test_everything_unsupported_is_named_at_once(path: Path) -> None:
     refused(
         path, CaptureError, "NonZero 'first'", "Bernoulli 'second'", "com.vendor.Special 'third'", "(opset 17)", "3 not"
     )
+
+
+def test_the_opset_of_an_unsupported_operation_is_that_of_its_domain(path: Path) -> None:
+    proto = good()
+    proto.graph.node.insert(0, node("Special", ["x"], ["x2"], name="first", domain="com.vendor"))
+    proto.graph.node[1].input[0] = "x2"
+    proto.opset_import.append(helper.make_opsetid("com.vendor", 3))
+    path.write_bytes(proto.SerializeToString())
+    refused(path, CaptureError, "com.vendor.Special 'first' (opset 3)")
 
 
 def test_what_no_output_needs_may_be_unsupported(path: Path) -> None:
