@@ -86,8 +86,9 @@ def profile(
 
     folder = store if store is not None else default_store()
     name, found, last = _interruptible(measure, model, device, folder)
+    written = write_files(files, folder, name, found)
     comparison = None if other is None else compared(other, found, force=force)
-    report = make_report(name, found, last, write_files(files, folder, name, found), comparison)
+    report = make_report(name, found, last, written, comparison)
     if as_json:
         print(report.to_json())
     else:

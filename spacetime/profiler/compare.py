@@ -60,9 +60,10 @@ def compared(before: Profile, after: Profile, *, force: bool) -> Comparison:
     if before.cache != after.cache:
         differences += (f"caches: {before.cache} here, {after.cache} there",)
     if differences and not force:
+        on_others = before.device != after.device  # then everything differs, and follows from that
         raise OptionError(
             "these profiles cannot be compared: they were made under different conditions",
-            "; ".join(differences),
+            differences[0] if on_others else "; ".join(differences),
             "profile both under the same, or add --force to compare them all the same",
         )
     common_rows = [rows for rows in after.all_rows if rows in before.all_rows]

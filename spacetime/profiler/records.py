@@ -35,11 +35,11 @@ class Environment(Value):
         return dict(self.versions).get(UNCONFINED, "")
 
     def differences(self, other: Environment) -> tuple[str, ...]:
-        """What differs, one line each: "torch: 2.12 here, 2.13 there"."""
+        """What differs, one line each, the device first: "torch: 2.12 here, 2.13 there"."""
         mine, theirs = self._facts(), other._facts()
         return tuple(
             f"{name}: {mine.get(name, 'absent')} here, {theirs.get(name, 'absent')} there"
-            for name in sorted(mine.keys() | theirs.keys())
+            for name in mine | theirs
             if mine.get(name) != theirs.get(name)
         )
 

@@ -179,8 +179,10 @@ def test_two_profiles_are_compared_on_the_way(capsys: pytest.CaptureFixture[str]
     same = profiled(capsys, "zoo:mlp", *MODELLED, "--compare", before)
     assert same.comparison is not None
     assert same.comparison.num_same_knees == len(same.comparison.kernels) > 0
-    refused = run(capsys, "profile", "zoo:mlp", "--device", "model:mi50", "--compare", before)
-    assert refused.code == 1 and "--force" in refused.err
+    kept = tmp_path / "kept.json"
+    ended = run(capsys, "profile", "zoo:mlp", "--device", "model:mi50", "--compare", before, "--output", kept)
+    refused(ended, "  device: model:h200 here, model:mi50 there\n")
+    assert "--force" in ended.err and st.Profile.load(kept).device == "model:mi50", "what was found out is not lost"
     forced = run(capsys, "profile", "zoo:mlp", "--device", "model:mi50", "--compare", before, "--force")
     assert forced.code == 0 and "device: model:h200 here, model:mi50 there" in forced.out
 
