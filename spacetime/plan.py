@@ -161,3 +161,5 @@ class Snapshot(Value):
     promised_us: int | None = None  # the tightest objective of those that were active recently and do not wait now
     merged: tuple[MergedView, ...] = ()  # what tenants of unlike cohorts may share a lane by
     held_in_vain: tuple[str, ...] = ()  # cohorts that were lately held back for their peers, and none came
+    load: float = 0.0  # the part of its unit-time that is asked of the device of late, as far as others wait for it
+    load_parts: tuple[tuple[str, float], ...] = ()  # of that, by cohort: those that ask for most

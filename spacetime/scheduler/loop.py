@@ -17,6 +17,7 @@ from spacetime.errors import ClosedError, PlanError, RejectedError, SpacetimeErr
 from spacetime.plan import Lane, MergedView, Plan, RequestView, Snapshot
 from spacetime.scheduler.holds import Holds
 from spacetime.scheduler.lateness import Lateness
+from spacetime.scheduler.load import DeviceLoad
 from spacetime.scheduler.merged_lanes import MergedLanes
 from spacetime.scheduler.metering import value_bytes
 from spacetime.scheduler.protocols import (
@@ -58,6 +59,7 @@ class Scheduler:
         self._stragglers = Stragglers()
         self._merged = MergedLanes(self._queues, costs)
         self._holds = Holds()
+        self._load = DeviceLoad()
         self._running: dict[int, Running] = {}
         self._num_started = 0
         self._freed_at_us = 0
@@ -207,6 +209,8 @@ class Scheduler:
             queues.promised_us(now_us),
             self._merged.views,
             self._holds.in_vain(now_us),
+            self._load.at(now_us),
+            self._load.parts,
         )
 
     def lane_done(self, lane_id: int, result: LaneResult) -> None:
@@ -300,8 +304,24 @@ class Scheduler:
             )
         merged, executable = self._merged.find(lane.cohort) or (None, members[0].executable)
         cohorts = () if merged is None else tuple([tenant.spec.cohort for tenant in tenants])
+        oldest_us = next(iter(self._running.values())).started_us if self._running else now_us
+        freed_at_us = self._freed_at_us
+        came_us = [request.view.arrival_us for request in requests]
+        num_met = sum([at_us < freed_at_us or at_us > oldest_us for at_us in came_us])
         self._running[lane_id] = Running(
-            lane, requests, tenants, members, num_rows, atoms, units, isolated, now_us, predicted_us, merged, cohorts
+            lane,
+            requests,
+            tenants,
+            members,
+            num_rows,
+            num_met,
+            atoms,
+            units,
+            isolated,
+            now_us,
+            predicted_us,
+            merged,
+            cohorts,
         )
         if merged is None:
             self._lateness.lane_started(lane.cohort, lane.fused)
@@ -320,6 +340,8 @@ class Scheduler:
         """Charge the lane's tenants. Whether all of its requests ended well."""
         lane_us = (result.end_us - result.start_us) * running.units / self.backend.device.num_units
         isolated, lane_ok = running.isolated, True
+        met = running.num_met / len(running.requests)
+        self._load.lane_ended(now_us, lane_us, met, running.cohorts or (running.lane.cohort,))
         if running.merged is not None:
             charges = self._merged.charges(running.lane, running.cohorts, lane_us)
         else:

@@ -20,6 +20,7 @@ class Running:
     tenants: list[Tenant]  # of each request ...
     members: tuple[Tenant, ...]  # ... and each of them once
     num_rows: int
+    num_met: int  # how many of its requests came while other lanes ran
     atoms: int
     units: int
     isolated: bool
