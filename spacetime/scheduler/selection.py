@@ -4,7 +4,8 @@ Urgent is whose oldest request is due first; then priority, device time per weig
 would let a flood, whose requests are always about to be late, go before everybody else, and would let those without a
 deadline starve. So
 
-- a deadline that cannot be met any more is none: its tenant goes by what it has been served;
+- a deadline that cannot be met any more is none: its tenant goes by the first one in its queue that can be, or, if
+  there is none, by what it has been served;
 - a tenant that was served more than the mean of those that wait is treated as if it had that much more time, at most
   twice its objective;
 - a tenant served no more than the mean that has waited for PATIENCE_US is as if due: it goes before every deadline to
@@ -13,6 +14,7 @@ deadline starve. So
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -99,23 +101,35 @@ class _Ranks:
         self._quickest_us: dict[tuple[str, int, bool], float] = {}
 
     def due_us(self, tenant: TenantView, head: RequestView, share: float) -> float:
-        now_us, deadline_us, arrival_us = self._now_us, head.deadline_us, head.arrival_us
+        now_us, arrival_us = self._now_us, head.arrival_us
+        deadline_us: float | None = head.deadline_us
         excess_us = share - self._mean_share
+        came_us, is_impatient = arrival_us, excess_us <= 0 and now_us - arrival_us >= PATIENCE_US
         if deadline_us is not None:
             key = (tenant.cohort, head.rows, tenant.fusible)
             quickest_us = self._quickest_us.get(key)
             if quickest_us is None:
                 quickest_us = self._quickest_us[key] = self._quickest(*key)
+            if now_us + quickest_us > deadline_us and len(tenant.waiting) > 1 and not is_impatient:
+                deadline_us, came_us = _first_from(now_us + quickest_us, tenant.waiting)
             if now_us + quickest_us <= deadline_us:
                 later_us = excess_us if excess_us > 0 else 0.0
-                return deadline_us + (later_us if later_us <= deadline_us - arrival_us else deadline_us - arrival_us)
-        if excess_us <= 0 and now_us - arrival_us >= PATIENCE_US:
-            return arrival_us + PATIENCE_US
-        return inf
+                return deadline_us + (later_us if later_us <= deadline_us - came_us else deadline_us - came_us)
+        return arrival_us + PATIENCE_US if is_impatient else inf
 
     def _quickest(self, cohort: str, rows: int, fusible: bool) -> float:
         """The rows by themselves on the whole device."""
         return min(lanes_us(self._costs, cohort, [(1, rows, self._num_units, fused) for fused in forms(fusible)]))
+
+
+def _first_from(us: float, waiting: Sequence[RequestView]) -> tuple[float, int]:
+    """The first deadline of a queue that is no sooner, and when its request came. Requests are due as they came."""
+    first = bisect_left(waiting, us, key=_due_us)
+    return (_due_us(waiting[first]), waiting[first].arrival_us) if first < len(waiting) else (-inf, 0)
+
+
+def _due_us(view: RequestView) -> float:
+    return -inf if view.deadline_us is None else view.deadline_us
 
 
 def forms(fusible: bool) -> tuple[bool, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from spacetime.device import Device
@@ -92,3 +93,22 @@ def test_nobody_waits_for_ever_behind_deadlines() -> None:
                 flood[index] = world.submit(f"urgent{index}")
     assert patient.done()
     assert 0.9 * PATIENCE_US < world.backend.now_us() < 1.1 * PATIENCE_US, "or the test shows nothing"
+
+
+def queue(name: str, *due_in_us: int, waited_us: int = 10_000, **options: Any) -> TenantView:
+    """A request for each deadline."""
+    view = tenant_view(name, *[1] * len(due_in_us), cohort=name, arrival_us=NOW_US - waited_us, **options)
+    due = [replace(each, deadline_us=NOW_US + us) for each, us in zip(view.waiting, due_in_us, strict=True)]
+    return replace(view, waiting=tuple(due))
+
+
+def test_a_lost_request_does_not_hold_up_those_behind_it() -> None:
+    behind = queue("behind", -500, 500, 2000, 9000)  # nothing takes less than 1000 us
+    assert order(behind, waiting("later", due_in_us=3000)) == ["behind", "later"]
+    assert order(behind, waiting("sooner", due_in_us=1500)) == ["sooner", "behind"]
+    assert order(queue("lost", -500, 500), waiting("later", due_in_us=3000)) == ["later", "lost"]
+
+
+def test_patience_is_for_lost_requests_too() -> None:
+    patient = queue("patient", -500, 500_000, waited_us=PATIENCE_US + 1)
+    assert order(patient, waiting("soon", due_in_us=3000)) == ["patient", "soon"]
