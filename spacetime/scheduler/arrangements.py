@@ -1,19 +1,22 @@
 """How a cohort's chunks are laid over free atoms: how large and how many lanes, fused or plain. For `space_time` only.
 
-A cohort that has what is free to itself takes the arrangement that ends first; one that shares it takes the least
-unit-time per row, on at least its share of the atoms: in one lane of up to twice the share, or in several smaller
-ones. An arrangement in which the tightest deadline is missed is taken only if it is missed in all of them.
+A cohort that has what is free to itself takes the arrangement that ends first, where the device has little to do; the
+more it has, the more the unit-time counts that is taken from those who come next (load.py). One that shares what is
+free takes the least unit-time per row, on at least its share of the atoms: in one lane of up to twice the share, or in
+several smaller ones. An arrangement in which the tightest deadline is missed is taken only if it is missed in all of
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from heapq import heapreplace
 from math import inf
 from typing import NamedTuple
 
 from spacetime.device import Device
+from spacetime.scheduler.load import price
 from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.selection import ROWS_OF, ROWS_PER_LANE, URGENCY_OF, Chunk, Cohort, lanes_us
 from spacetime.scheduler.tables import LaneSize
@@ -42,21 +45,33 @@ class _Candidates(NamedTuple):
 
 
 def choose(
-    cohort: Cohort, device: Device, free_atoms: int, num_claims: int, costs: CostModel, slack_us: float = inf
+    cohort: Cohort,
+    device: Device,
+    free_atoms: int,
+    num_claims: int,
+    costs: CostModel,
+    slack_us: float = inf,
+    load: float = 0.0,
 ) -> Arrangement:
     """The best arrangement when `num_claims` cohorts, this one included, want the free atoms.
 
-    `slack_us`: in how much time lanes must end.
+    `slack_us`: in how much time lanes must end. `load`: what all other cohorts ask of the device.
     """
-    best = _best(cohort, device, free_atoms, num_claims, costs, slack_us)
+    best = _best(cohort, device, free_atoms, num_claims, costs, slack_us, load)
     if best.lane_us > slack_us and num_claims > 1:
         # Whoever comes after this cohort is less urgent: for a deadline it may take more than its share.
-        best = min(best, _best(cohort, device, free_atoms, 1, costs, slack_us), key=lambda found: found.lane_us)
+        best = min(best, _best(cohort, device, free_atoms, 1, costs, slack_us, load), key=lambda found: found.lane_us)
     return best
 
 
 def _best(
-    cohort: Cohort, device: Device, free_atoms: int, num_claims: int, costs: CostModel, slack_us: float
+    cohort: Cohort,
+    device: Device,
+    free_atoms: int,
+    num_claims: int,
+    costs: CostModel,
+    slack_us: float,
+    load: float,
 ) -> Arrangement:
     num_rows, num_chunks = sum(map(ROWS_OF, cohort.chunks)), len(cohort.chunks)
     smallest = 1 if cohort.min_units == 1 else atoms_needed(cohort.min_units, device)
@@ -73,15 +88,27 @@ def _best(
         device.units_per_atom,
     )
     prices = lanes_us(costs, cohort.name, lanes)
-    best, best_score = 0, inf
+    best, best_score, factors = 0, inf, times
+    if num_claims == 1 and load:
+        num_requests = sum([len(chunk[3]) for chunk in cohort.chunks])
+        tolls = _tolls(arrangements, device.num_units, load)
+        factors = tuple([own * num_requests + toll for own, toll in zip(times, tolls, strict=True)])
     for index, lane_us in enumerate(prices):
-        score = lane_us * times[index] / over[index]
+        score = lane_us * factors[index] / over[index]
         if lane_us > slack_us:
             score += LATE
         if score < best_score:
             best, best_score = index, score
     atoms, units, num_lanes, num_slots, fused = arrangements[best]
     return Arrangement(atoms, units, num_lanes, num_slots, fused, prices[best])
+
+
+@lru_cache(maxsize=4096)
+def _tolls(arrangements: tuple[tuple[int, int, int, int, bool], ...], num_units: int, load: float) -> tuple[float, ...]:
+    """What lanes cost all others, by arrangement: so many times their duration."""
+    return tuple(
+        [price(load, num_units / units) * num_lanes * units / num_units for _, units, num_lanes, _, _ in arrangements]
+    )
 
 
 def atoms_needed(units: int, device: Device) -> int:

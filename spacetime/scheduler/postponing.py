@@ -12,6 +12,7 @@ from spacetime.errors import OptionError
 from spacetime.plan import Lane, Snapshot
 from spacetime.scheduler.arrangements import Arrangement, atoms_needed, choose, lane_units
 from spacetime.scheduler.deadlines import Deadlines
+from spacetime.scheduler.load import load_beside
 from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.selection import Cohort
 
@@ -49,11 +50,12 @@ def better_at_us(
     waited_us = snapshot.now_us - min([chunk[3][0].arrival_us for chunk in cohort.chunks])
     now_us, found_us, free = _all_us(arrangement), 0.0, num_free
     best_us = now_us * (1 - LEAST_GAIN)
+    load = load_beside(cohort.name, cohort.fusible, snapshot.load, dict(snapshot.load_parts))
     for wait_us, atoms in _ends(snapshot, costs)[:MOST_ENDS]:
         free += atoms
         if wait_us >= best_us:
             break
-        later = choose(cohort, snapshot.device, free, num_claims, costs)
+        later = choose(cohort, snapshot.device, free, num_claims, costs, load=load)
         later_us = _all_us(later)
         if wait_us * num_free > later.lane_us * later.atoms * later.num_lanes:
             break

@@ -7,7 +7,8 @@ cohort is held back for a moment when its peers are likely to join (peers.py). L
 together become one where there is a merged execution, and it pays (merged_drafts.py).
 
 Nobody keeps the device from others for long. A lane of several requests ends within LANE_SHARE of the tightest
-objective of all others. Who asks for more than the device has (reserve.py) keeps to that with single requests too: it
+objective of all others; or within LONG_SHARE, where shorter lanes keep the device for so much longer in all that
+nobody gains by them. Who asks for more than the device has (reserve.py) keeps to that with single requests too: it
 waits until there are atoms enough for it, instead of sitting on a few for long. In `space_time_reserved` it is also
 kept from taking the whole device, the others wait for more atoms where that is sooner, and lanes leave what they gain
 nothing from (postponing.py).
@@ -20,12 +21,14 @@ cannot, it is `space_time`.
 from __future__ import annotations
 
 from collections import Counter, deque
+from dataclasses import replace
 from math import inf
 
 from spacetime.plan import Plan, Snapshot
 from spacetime.scheduler.arrangements import Arrangement, atoms_needed, choose, deal
 from spacetime.scheduler.deadlines import Deadlines, Due
 from spacetime.scheduler.lanes import floating_lane, lanes_of, mean_atoms
+from spacetime.scheduler.load import load_beside, price
 from spacetime.scheduler.merged_drafts import join
 from spacetime.scheduler.peers import HOLD_GAP_US, hold_until_us
 from spacetime.scheduler.postponing import better_at_us, lean, short_at_us
@@ -33,9 +36,10 @@ from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.registry import policy
 from spacetime.scheduler.reserve import NOBODY, Share, parts, together
 from spacetime.scheduler.selection import Chunk, Cohort, cohorts_by_urgency
-from spacetime.scheduler.widening import Draft, widen
+from spacetime.scheduler.widening import Draft, idle, widen
 
 LANE_SHARE = 0.25  # of the tightest objective among those who wait or may come: no lane of many rows takes longer
+LONG_SHARE = 1 - LANE_SHARE  # the same where shorter lanes are not worth what they cost: the rest is for one's own
 OVERCOMMIT = 2.0  # of the atoms that floating lanes hold on average: kernels of one fill what others' leave idle
 
 
@@ -88,6 +92,8 @@ class _Step:
         self.drafts: list[Draft] = []
         self.wake_at_us: int | None = None
         self.part = NOBODY
+        self.load = snapshot.load  # of all cohorts; mostly a device is idle, and nothing more is asked about it
+        self.load_parts = dict(snapshot.load_parts) if self.load else {}
         self.most_us = inf  # a lane that takes no longer is short enough for everybody
         self.objectives: list[tuple[int, str]] = []  # of those that wait, the tightest first
 
@@ -106,7 +112,8 @@ class _Step:
             is_spoken_for = self._serve(part.cohorts)
             drafts = self.drafts[num_drafts:]
             if self.num_free and drafts and not is_spoken_for:
-                self.num_free = widen(drafts, self.num_free, snapshot.device, costs)
+                beside = self._load_beside if self.load else idle
+                self.num_free = widen(drafts, self.num_free, snapshot.device, costs, beside)
             self.num_free += num_kept
 
     def _serve(self, cohorts: list[Cohort]) -> bool:
@@ -128,7 +135,8 @@ class _Step:
             if cohort.has_deadlines:
                 arrangement, slack_us, is_in_time = self._arrange_by_deadline(cohort, num_claims)
             else:
-                arrangement = choose(cohort, device, self.num_free, num_claims, self.costs)
+                load = self._load_of_others(cohort, num_claims)
+                arrangement = choose(cohort, device, self.num_free, num_claims, self.costs, inf, load)
                 slack_us, is_in_time = inf, True
             if arrangement.lane_us > gap_us:
                 continue
@@ -177,13 +185,24 @@ class _Step:
         others_us = next((slo_us for slo_us, name in self.objectives if name not in names), inf)
         return LANE_SHARE * min(self.part.promised_us, others_us)
 
+    def _load_of_others(self, cohort: Cohort, num_claims: int) -> float:
+        """The load beside a cohort. Where several share what is free it makes no difference."""
+        if not self.load or num_claims > 1:
+            return 0.0
+        return load_beside(cohort.name, cohort.fusible, self.load, self.load_parts)
+
+    def _load_beside(self, draft: Draft) -> float:
+        """The same of a draft's."""
+        return load_beside(draft.cohort, draft.fused, self.load, self.load_parts)
+
     def _wake_at(self, at_us: int) -> None:
         self.wake_at_us = at_us if self.wake_at_us is None else min(self.wake_at_us, at_us)
 
     def _arrange_by_deadline(self, cohort: Cohort, num_claims: int) -> tuple[Arrangement, float, bool]:
         """How to start the chunks, how long their tightest deadline leaves, and if an average lane ends by the next."""
         device, costs, num_free = self.snapshot.device, self.costs, self.num_free
-        arrangement = choose(cohort, device, num_free, num_claims, costs)
+        load = self._load_of_others(cohort, num_claims)
+        arrangement = choose(cohort, device, num_free, num_claims, costs, inf, load)
         deadlines = Deadlines(cohort, device, self.snapshot.now_us, costs)
         next_one = deadlines.next_one(cohort.chunks)
         if deadlines.meets(arrangement, next_one):
@@ -197,7 +216,9 @@ class _Step:
         self, cohort: Cohort, arrangement: Arrangement, due: Due, num_claims: int, deadlines: Deadlines
     ) -> Arrangement:
         """Everybody now and in time, if that can be; else the lanes that would be best, cut down to what is in time."""
-        in_time = choose(cohort, self.snapshot.device, self.num_free, num_claims, self.costs, due.slack_us)
+        device = self.snapshot.device
+        load = self._load_of_others(cohort, 1)  # for a deadline it may take more than its share
+        in_time = choose(cohort, device, self.num_free, num_claims, self.costs, due.slack_us, load)
         if deadlines.meets(in_time, due) and in_time.num_lanes <= in_time.num_slots:
             return in_time
         for found in (arrangement, in_time):
@@ -224,12 +245,29 @@ class _Step:
                 deadlines = Deadlines(cohort, device, self.snapshot.now_us, self.costs)
                 most_us = self._most_us(group)
                 if draft.lane_us(atoms, device, self.costs) > min(most_us, deadlines.next_one(group).slack_us):
-                    draft.chunks, cut = deadlines.fit(group, units, fused, most_us)
+                    draft.chunks, cut = self._fit(draft, deadlines, units, most_us)
                     rest.extend(cut)
                     is_cut = is_cut or bool(cut)
             self.drafts.append(draft)
             self.num_free -= atoms
         cohort.chunks = self._startable(rest) if is_cut else rest
+
+    def _fit(self, draft: Draft, deadlines: Deadlines, units: int, most_us: float) -> tuple[list[Chunk], list[Chunk]]:
+        """What of the draft starts now, and the rest: short lanes one after another, or one that is longer."""
+        chunks, cut = deadlines.fit(draft.chunks, units, draft.fused, most_us)
+        if not cut or self.part.floods or most_us == inf:
+            return chunks, cut
+        more, less = deadlines.fit(draft.chunks, units, draft.fused, most_us * LONG_SHARE / LANE_SHARE)
+        device, load = self.snapshot.device, self._load_beside(draft)
+        short, long = replace(draft, chunks=chunks), replace(draft, chunks=more)
+        num_short, num_long = [sum([len(chunk[3]) for chunk in each.chunks]) for each in (short, long)]
+        if num_short == num_long:
+            return chunks, cut
+        short_us, long_us = [each.lane_us(draft.atoms, device, self.costs) for each in (short, long)]
+        num_lanes, part = num_long / num_short, units / device.num_units
+        toll = price(load, 1 / part) * part
+        apart_us = short_us * (num_long * (num_lanes + 1) / 2 + toll * num_lanes)
+        return (more, less) if long_us * (num_long + toll) < apart_us else (chunks, cut)
 
     def _startable(self, chunks: list[Chunk]) -> list[Chunk]:
         """Without the parts of tenants that have as many lanes as they may: cutting lanes made more of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from spacetime.device import Device
 from spacetime.plan import RequestView
 from spacetime.scheduler.arrangements import lane_units
+from spacetime.scheduler.load import price
 from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.selection import Chunk, lanes_us
 
@@ -52,17 +54,25 @@ class _Widening(NamedTuple):
     more_atoms: int
 
 
-def widen(drafts: list[Draft], num_left: int, device: Device, costs: CostModel) -> int:
+def idle(draft: Draft) -> float:
+    """Nobody else asks for anything."""
+    return 0.0
+
+
+def widen(
+    drafts: list[Draft], num_left: int, device: Device, costs: CostModel, load_beside: Callable[[Draft], float] = idle
+) -> int:
     """Give what is left to the lanes with the largest predicted gain per atom, as long as there is one.
 
     Returns what is left then.
 
     A lane that computes in waves may gain nothing from one more atom, and much from two: 1, 2, 4, ... are looked at,
-    and all that is left. Who is widened without measure gains little, and leaves nothing to who comes next.
+    and all that is left. Who is widened without measure gains little, and leaves nothing to who comes next: the more
+    come (`load_beside` a draft's cohort), the more a lane must gain.
     """
     if num_left < LEAST_LEFT * device.num_atoms:
         return num_left
-    offers = [_widening(index, draft, num_left, device, costs) for index, draft in enumerate(drafts)]
+    offers = [_widening(index, draft, num_left, device, costs, load_beside) for index, draft in enumerate(drafts)]
     queue = [offer for offer in offers if offer is not None]
     heapify(queue)
     while queue and num_left:
@@ -70,13 +80,15 @@ def widen(drafts: list[Draft], num_left: int, device: Device, costs: CostModel) 
         if more_atoms <= num_left:
             drafts[index].atoms += more_atoms
             num_left -= more_atoms
-        offer = _widening(index, drafts[index], num_left, device, costs)
+        offer = _widening(index, drafts[index], num_left, device, costs, load_beside)
         if offer is not None:
             heappush(queue, offer)
     return num_left
 
 
-def _widening(index: int, draft: Draft, num_left: int, device: Device, costs: CostModel) -> _Widening | None:
+def _widening(
+    index: int, draft: Draft, num_left: int, device: Device, costs: CostModel, load_beside: Callable[[Draft], float]
+) -> _Widening | None:
     """The best way to widen the lane, if any gains enough."""
     if not num_left:
         return None
@@ -84,13 +96,25 @@ def _widening(index: int, draft: Draft, num_left: int, device: Device, costs: Co
     steps = _steps(num_left)
     lanes = [(tenants, rows, lane_units(atoms + more_atoms, device), fused) for more_atoms in steps]
     lane_us, *prices = lanes_us(costs, draft.cohort, lanes)
-    best = None
+    best, load = None, load_beside(draft)
     for more_atoms, wider_us in zip(steps[1:], prices, strict=True):
         gain_us = lane_us - wider_us
         if gain_us > lane_us * LEAST_GAIN and wider_us * (atoms + more_atoms) <= lane_us * atoms * MOST_AREA:
+            if load and not _is_worth_it(draft, lane_us, atoms + more_atoms, wider_us, device, load):
+                continue
             found = _Widening(-gain_us / more_atoms, index, more_atoms)
             best = found if best is None else min(best, found)
     return best
+
+
+def _is_worth_it(draft: Draft, lane_us: float, wider_atoms: int, wider_us: float, device: Device, load: float) -> bool:
+    """What its requests gain, against what the rest of the requests pay for it."""
+    num_requests, num_atoms = sum([len(chunk[3]) for chunk in draft.chunks]), device.num_atoms
+
+    def cost_us(atoms: int, us: float) -> float:
+        return us * (num_requests + price(load, num_atoms / atoms) * atoms / num_atoms)
+
+    return cost_us(wider_atoms, wider_us) < cost_us(draft.atoms, lane_us)
 
 
 @lru_cache(maxsize=512)
