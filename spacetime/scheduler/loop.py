@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 
 from spacetime.errors import ClosedError, PlanError, RejectedError, SpacetimeError
 from spacetime.plan import Lane, MergedView, Plan, RequestView, Snapshot
@@ -38,6 +39,7 @@ from spacetime.scheduler.verify import verify
 from spacetime.trace import LaneEvent, Trace
 
 _log = logging.getLogger("spacetime")
+_ARRIVAL_US = attrgetter("arrival_us")
 
 Post = Callable[[Callable[[], None]], None]  # have the driver call a function between two steps; from any thread
 
@@ -304,24 +306,11 @@ class Scheduler:
             )
         merged, executable = self._merged.find(lane.cohort) or (None, members[0].executable)
         cohorts = () if merged is None else tuple([tenant.spec.cohort for tenant in tenants])
-        oldest_us = next(iter(self._running.values())).started_us if self._running else now_us
-        freed_at_us = self._freed_at_us
-        came_us = [request.view.arrival_us for request in requests]
-        num_met = sum([at_us < freed_at_us or at_us > oldest_us for at_us in came_us])
+        since_us = next(iter(self._running.values())).started_us if self._running else now_us
+        num_met = sum([at_us < self._freed_at_us or at_us > since_us for at_us in map(_ARRIVAL_US, lane.requests)])
+        sizes = (num_rows, num_met, atoms, units)
         self._running[lane_id] = Running(
-            lane,
-            requests,
-            tenants,
-            members,
-            num_rows,
-            num_met,
-            atoms,
-            units,
-            isolated,
-            now_us,
-            predicted_us,
-            merged,
-            cohorts,
+            lane, requests, tenants, members, *sizes, isolated, now_us, predicted_us, merged, cohorts
         )
         if merged is None:
             self._lateness.lane_started(lane.cohort, lane.fused)
