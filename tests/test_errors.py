@@ -23,7 +23,6 @@ PARTS = ("what", "facts", "next_step")
 
 # What these raise is caught in the same file, and told as a part of another error.
 CAUGHT_THERE = {"spacetime/profiler/store.py"}
-TO_BE_DONE = {"spacetime/profiler/run.py"}
 
 
 def name_of(node: ast.expr) -> str:
