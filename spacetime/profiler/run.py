@@ -177,7 +177,8 @@ def _check(program: Program, rows: Sequence[int], tolerance: float, cache: str) 
             "only programs can be profiled", facts, "pass what spacetime.capture(module, example) returns"
         )
     if not program.kernels:
-        raise OptionError(f"program {program.signature} has nothing to profile", "it launches no kernels")
+        what = f"program {program.signature} has nothing to profile"
+        raise OptionError(what, "it launches no kernels", "profile a module with a layer that computes")
     if not rows or any(not isinstance(count, int) or count < 1 for count in rows):
         raise OptionError(f"rows={rows!r} cannot be profiled", "each is a number of rows from 1", "pass rows=(1, 8)")
     if not 0 <= tolerance < inf:
