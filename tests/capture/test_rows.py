@@ -167,7 +167,11 @@ APART = [
     Case("steps padded, rows named", lambda m, x: F.pad(x, (0, 0, 1, 0, 0, 0))),
     Case("steps minus the one before", lambda m, x: x.diff(dim=1, prepend=x[:, :1] - 1)),
     Case("windows of steps", lambda m, x: x.unfold(1, 3, 1).multiply(2)),
-    Case("sampled by a grid", lambda m, x, y: F.grid_sample(x.view(-1, 1, 4, 2), y.view(-1, 2, 2, 2)), ((8,), (8,))),
+    Case(
+        "sampled by a grid",
+        lambda m, x, y: F.grid_sample(x.view(-1, 1, 4, 2), y.view(-1, 2, 2, 2), align_corners=False),
+        ((8,), (8,)),
+    ),
     Case("pairs of vectors", lambda m, x: m.pairs(x, x.tanh()), ((6, 8),), {"pairs": lambda: nn.Bilinear(8, 8, 3)}),
     Case("entries of every row", lambda m, x: x.scatter(1, x.argsort(1), x).index_select(1, torch.tensor([1, 0]))),
 ]

@@ -88,9 +88,16 @@ BLOCKS: dict[str, Block] = {
     "number": (lambda m, x: x * m.w.item(), {"w": ()}),
     "over rows": (lambda m, x: x - x.mean(0), {}),
     "pairs": (lambda m, x: m.pairs(x, x.tanh()), {"pairs": lambda: nn.Bilinear(8, 8, 8)}),
-    "sampled": (lambda m, x: F.grid_sample(x[:, None], m.linear(x).view(-1, 6, 4, 2)).repeat(1, 1, 1, 2)[:, 0], LINEAR),
+    "sampled": (
+        lambda m, x: F.grid_sample(x[:, None], m.linear(x).view(-1, 6, 4, 2), align_corners=False).repeat(1, 1, 1, 2)[
+            :, 0
+        ],
+        LINEAR,
+    ),
     "the tenant's image": (
-        lambda m, x: F.grid_sample(m.image.expand(count(x), 2, 5, 5), x.view(-1, 6, 4, 2)).mT.reshape(x.shape),
+        lambda m, x: F.grid_sample(
+            m.image.expand(count(x), 2, 5, 5), x.view(-1, 6, 4, 2), align_corners=False
+        ).mT.reshape(x.shape),
         {"image": (1, 2, 5, 5)},
     ),
     "differences": (lambda m, x: x.diff(dim=1, prepend=x[:, :1] - m.w).multiply(m.w), VECTOR),

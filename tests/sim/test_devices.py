@@ -51,7 +51,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [(None, "No such file"), ("{", "cannot be read"), ('{"name": "x"}', "missing"), ("[]", "expected an object")],
+    [(None, "No such file"), ("{", "this is no JSON"), ('{"name": "x"}', "missing"), ("[]", "expected an object")],
 )
 def test_a_file_that_describes_no_device_is_refused(tmp_path: Path, text: str | None, reason: str) -> None:
     path = tmp_path / "device.json"
