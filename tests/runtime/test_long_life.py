@@ -25,13 +25,14 @@ from spacetime.backends.outcomes import outcomes_of
 from spacetime.plan import RequestView
 from spacetime.scheduler.costs import MOST_RETIRED
 from spacetime.scheduler.learned import LearnedCohort
+from spacetime.scheduler.load import DeviceLoad
 from spacetime.scheduler.metering import Histogram
 from spacetime.scheduler.protocols import Outcome
 from spacetime.scheduler.stragglers import _Cohort as CohortLanes
 from tests.runtime.models import EXAMPLE, PATIENCE_S, Lookup, Refusing, X, assert_equal, plain, tiny
 
 # What code is made of; and books that grow with what was seen, up to bounds that have tests of their own.
-_LEAVES = (types.ModuleType, types.FunctionType, type, Tensor, LearnedCohort, CohortLanes, Histogram)
+_LEAVES = (types.ModuleType, types.FunctionType, type, Tensor, LearnedCohort, CohortLanes, Histogram, DeviceLoad)
 
 
 def held_by(rt: st.Runtime) -> Counter[str]:
