@@ -136,7 +136,8 @@ def _unknown_result(error: Exception, module: nn.Module) -> str | None:
     configs = [getattr(part, "config", None) for part in module.modules()]  # the model may be inside of another module
     if "Cache" in kind and any(getattr(config, "use_cache", False) for config in configs):
         return f"its result holds a {kind}; set config.use_cache = False where nobody needs it"
-    return f"its result holds a {kind}, which torch.export does not know; register it (torch.export.register_dataclass)"
+    known = "register it, a dataclass by torch.export.register_dataclass"
+    return f"its result holds a {kind}, which torch.export does not know; {known}"
 
 
 def _refusal(error: Exception) -> str:
@@ -157,7 +158,7 @@ def _traceless() -> Iterator[None]:
         for name in texts.keys() - before:
             texts.pop(name, None)
             linecache.cache.pop(name, None)
-        if len(FakeTensorMode.cache) > MOST_SHAPES:
+        if len(getattr(FakeTensorMode, "cache", ())) > MOST_SHAPES:
             FakeTensorMode.cache_clear()
 
 
