@@ -1,8 +1,10 @@
-"""Script -> native function: (number of requests, threads, table of requests, table of weights), all as integers.
+"""Script -> native function: (requests, threads, backwards, table of requests, table of weights), all as integers.
 
 A thread takes requests and does all of each: a request's weights are read once, and its scratch memory stays in the
-cache. Only where stages are long, and requests too few for all threads, the threads share the outputs of every stage
-and wait for each other after it: threads that sleep while they wait cost more than a short stage.
+cache. It takes its own in order or, backwards, the last one first: who calls in turns with one and the other finds the
+weights that were read last in the cache, where in order a cache that is too small for all has dropped what comes next.
+Only where stages are long, and requests too few for all threads, the threads share the outputs of every stage and wait
+for each other after it: threads that sleep while they wait cost more than a short stage.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from spacetime.kernels.whole.pointwise import Functions, Pass, define_pass, pass
 from spacetime.kernels.whole.product import PARAMETERS, Tile, define_product
 from spacetime.kernels.whole.script import Along, Lookup, Place, Pointwise, Product, Script, View
 
-NUM_ARGUMENTS = 4
+NUM_ARGUMENTS = 5
 LONG_STAGE = 1 << 19  # multiplications per row, on average: 80 us of one core that reads as many weights from memory
 MOST_KEPT = 64  # functions that nobody uses may be among them
 SPLIT_STAGE = 1 << 17  # 20 us: for threads that spin, if they have nothing else to do
@@ -42,13 +44,13 @@ def _compile(on: Host, script: Script) -> Kernel:
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT] * NUM_ARGUMENTS), "whole")
     e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), on.lanes)
     stages = _Stages(module, on, script).define()
-    num_requests, threads, *tables = function.args
+    num_requests, threads, backwards, *tables = function.args
     work = script.work_per_stage
     wanted = e.least(threads, num_requests) if work < SPLIT_STAGE else threads
     launch(
         e,
         "whole",
-        [num_requests, *tables],
+        [num_requests, backwards, *tables],
         wanted if has_threads() else None,
         lambda e, words, thread, threads: _divide(e, work, stages, words, thread, threads),
     )
@@ -59,7 +61,7 @@ def _divide(
     e: Emitter, work: float, stages: ir.Function, words: Sequence[Value], thread: Value, threads: Value
 ) -> None:
     """Requests among threads, or else every stage."""
-    b, (num_requests, *tables) = e.b, words
+    b, (num_requests, backwards, *tables) = e.b, words
     if work < SPLIT_STAGE:
         deal: Value = ir.Constant(BIT, 1)
     elif work < LONG_STAGE:
@@ -72,9 +74,10 @@ def _divide(
         with by_request:
             first = b.sdiv(b.mul(num_requests, thread), threads)
             last = b.sdiv(b.mul(num_requests, b.add(thread, int_of(1))), threads)
-            with e.loop(first, last, int_of(1)) as request:
-                after = b.add(request.index, int_of(1))
-                b.call(stages, [*tables, request.index, after, int_of(0), int_of(1)])
+            mirrored, is_backwards = b.sub(b.add(first, last), int_of(1)), b.icmp_signed("!=", backwards, int_of(0))
+            with e.loop(first, last, int_of(1)) as step:
+                request = b.select(is_backwards, b.sub(mirrored, step.index), step.index)
+                b.call(stages, [*tables, request, b.add(request, int_of(1)), int_of(0), int_of(1)])
         with by_stage:
             b.call(stages, [*tables, int_of(0), num_requests, thread, threads])
 

@@ -38,6 +38,7 @@ class WholeProgram:
         self._is_long = script.work_per_stage >= LONG_STAGE
         self._mixes: OrderedDict[tuple[int, ...], _Weights] = OrderedDict()
         self._forms: dict[int, _Form] = {}  # by number of rows
+        self._backwards = 0  # every other call: the weights that a thread has read last are those it reads first
 
     @staticmethod
     def of(
@@ -95,7 +96,9 @@ class WholeProgram:
             results.append(outputs)
             place += count * row_bytes
         table = array("q", words)
-        self._kernel(len(requests), self._num_threads(len(requests)), table.buffer_info()[0], weights.table.data_ptr())
+        num_requests, self._backwards = len(requests), 1 - self._backwards
+        tables = table.buffer_info()[0], weights.table.data_ptr()
+        self._kernel(num_requests, self._num_threads(num_requests), self._backwards, *tables)
         if self._may_fault and any(table[2 :: script.request_words]):
             return None
         return results

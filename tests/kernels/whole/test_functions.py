@@ -65,7 +65,7 @@ def run(on: Host, stage: Callable[[View, View], Stage], *inputs: Tensor) -> Tens
     to = View(Buffer(Place.OUTPUT, 0, size), 0, (size,), (1,))
     script = Script((size,) * len(inputs), ((size,),), (), (stage(*views, to),), 0)
     table = torch.tensor([1, 0, 0, *[each.data_ptr() for each in inputs], result.data_ptr()])
-    compiled(on, script)(1, 1, table.data_ptr(), 0)
+    compiled(on, script)(1, 1, 0, table.data_ptr(), 0)
     return result
 
 
@@ -123,3 +123,15 @@ def test_functions_that_nobody_uses_are_not_kept_for_ever() -> None:
     del function
     gc.collect()
     assert code() is None
+
+
+@pytest.mark.parametrize("backwards", [0, 1])
+def test_a_thread_takes_its_requests_in_order_or_the_last_one_first(backwards: int) -> None:
+    on = host()
+    assert on is not None
+    place = View(Buffer(Place.INPUT, 0, 7), 0, (7,), (1,)), View(Buffer(Place.OUTPUT, 0, 7), 0, (7,), (1,))
+    requests = [torch.full((7,), number) for number in (1.0, 2.0, 3.0)]
+    result = torch.full((7,), NAN)  # of all of them: the one that comes last is found
+    table = torch.tensor([[1, 0, 0, each.data_ptr(), result.data_ptr()] for each in requests])
+    compiled(on, Script((7,), ((7,),), (), (operation("relu", *place),), 0))(3, 1, backwards, table.data_ptr(), 0)
+    torch.testing.assert_close(result, requests[0 if backwards else -1])

@@ -36,7 +36,8 @@ Requests = list[tuple[Tensor, ...]]
 
 def agree(whole: WholeProgram, modules: list[nn.Module], slots: list[int], requests: Requests) -> None:
     with torch.no_grad():
-        results = whole.run(slots, requests)
+        results, backwards = whole.run(slots, requests), whole.run(slots, requests)  # every other run is backwards
+        assert all(map(torch.equal, pytree.tree_leaves(results), pytree.tree_leaves(backwards)))
         for slot, request, leaves in zip(slots, requests, results, strict=True):
             expected = pytree.tree_leaves(modules[slot](*request))
             for leaf, reference in zip(leaves, expected, strict=True):
