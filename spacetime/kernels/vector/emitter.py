@@ -149,17 +149,18 @@ class Emitter:
     def totals(self, vectors: Sequence[Value]) -> Value:
         """As many vectors as there are lanes; lane i of the result is the sum of the lanes of vector i.
 
-        Neighbours are added up in pairs of vectors at a time: half the additions that one sum after another takes.
+        Pairs of vectors become one, in which their lanes are added up in pairs: by the lanes in which the one and the
+        other belong already, which is a blend, and by their neighbours, which takes the only shuffle.
         """
         assert len(vectors) == self.lanes, (len(vectors), self.lanes)
-        even, odd = (
-            ir.Constant(ir.VectorType(WORD, self.lanes), list(range(first, 2 * self.lanes, 2))) for first in (0, 1)
-        )
+        distance = 1
         while len(vectors) > 1:
+            stay = [lane + (self.lanes if lane & distance else 0) for lane in range(self.lanes)]
+            move = [lane ^ distance for lane in stay]
+            places = [ir.Constant(ir.VectorType(WORD, self.lanes), each) for each in (stay, move)]
             pairs = zip(vectors[::2], vectors[1::2], strict=True)
-            vectors = [
-                self.b.fadd(self.b.shuffle_vector(a, b, even), self.b.shuffle_vector(a, b, odd)) for a, b in pairs
-            ]
+            vectors = [self.b.fadd(*[self.b.shuffle_vector(a, b, each) for each in places]) for a, b in pairs]
+            distance *= 2
         return vectors[0]
 
     def part(self, vector: Value, first: int, count: int) -> Value:

@@ -16,9 +16,10 @@ def define_along(module: ir.Module, kind: str, lanes: int) -> ir.Function:
     """kind(x, y, size, epsilon): one vector. The name says what."""
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT, INT, INT, FLOAT]), kind)
     function.linkage = "internal"
+    function.attributes.add("noinline")
     e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
     x, y, size, epsilon = function.args
-    vector = _Vector(e, x, y, size)
+    vector = Vector(e, x, y, size)
     if kind == "layer_norm":
         _layer_norm(vector, epsilon)
     else:
@@ -27,7 +28,7 @@ def define_along(module: ir.Module, kind: str, lanes: int) -> ir.Function:
     return function
 
 
-class _Vector:
+class Vector:
     """Loops over a vector's registers; lanes beyond its end hold `outside`."""
 
     def __init__(self, e: Emitter, x: Value, y: Value, size: Value) -> None:
@@ -59,8 +60,13 @@ class _Vector:
             distance //= 2
         return register
 
+    def largest(self) -> Value:
+        """Of x, in every lane."""
+        larger = self.math.larger
+        return self.across(self.fold(self.x, float("-inf"), larger, float("-inf")), larger)
 
-def _layer_norm(vector: _Vector, epsilon: Value) -> None:
+
+def _layer_norm(vector: Vector, epsilon: Value) -> None:
     e, b, m = vector.e, vector.e.b, vector.math
     count = e.spread(vector.floats)
     mean = b.fdiv(vector.across(vector.fold(vector.x, 0.0, b.fadd, 0.0), b.fadd), count)
@@ -71,10 +77,10 @@ def _layer_norm(vector: _Vector, epsilon: Value) -> None:
     vector.map(vector.y, lambda x: b.fdiv(x, deviation))
 
 
-def _softmax(vector: _Vector) -> None:
+def _softmax(vector: Vector) -> None:
     """NaN and infinity end as in PyTorch: a sum that is none makes the whole vector none."""
     b, m = vector.e.b, vector.math
-    largest = vector.across(vector.fold(vector.x, float("-inf"), m.larger, float("-inf")), m.larger)
+    largest = vector.largest()
     vector.map(vector.x, lambda x: m.exp(b.fsub(x, largest)))
     total = vector.across(vector.fold(vector.y, 0.0, b.fadd, 0.0), b.fadd)
     vector.map(vector.y, lambda x: b.fdiv(x, total))

@@ -21,14 +21,27 @@ from spacetime.kernels.vector.host import Host, has_threads
 from spacetime.kernels.vector.library import Kernel, function_of
 from spacetime.kernels.vector.threads import barrier, launch
 from spacetime.kernels.whole.along import define_along
+from spacetime.kernels.whole.attention import ADDRESSES, define_attention
 from spacetime.kernels.whole.pointwise import Functions, Pass, define_pass, pass_of, share, views_of
 from spacetime.kernels.whole.product import PARAMETERS, Tile, define_product
-from spacetime.kernels.whole.script import Along, Lookup, Place, Pointwise, Product, Script, View
+from spacetime.kernels.whole.script import (
+    Along,
+    Attention,
+    Flags,
+    Lookup,
+    Place,
+    Pointwise,
+    Product,
+    Script,
+    Stage,
+    View,
+)
 
 NUM_ARGUMENTS = 5
 LONG_STAGE = 1 << 19  # multiplications per row, on average: 80 us of one core that reads as many weights from memory
 MOST_KEPT = 64  # functions that nobody uses may be among them
 SPLIT_STAGE = 1 << 17  # 20 us: for threads that spin, if they have nothing else to do
+MANY_STAGES = 32  # their loops around the work are left as they are: to improve them would take as long as all the rest
 ENOUGH_REQUESTS = 4  # per thread: then the last ones, which some threads wait for, are few
 
 
@@ -95,29 +108,54 @@ class _Stages:
             work: define_pass(module, f"pass{number}", on.lanes, work)
             for number, work in enumerate(dict.fromkeys(map(_pass_of, script.pointwise)))
         }
+        kinds_of_heads = dict.fromkeys(stage.heads for stage in script.stages if isinstance(stage, Attention))
+        self.attention = {
+            heads: define_attention(module, on, f"attention{number}", self.product, heads)
+            for number, heads in enumerate(kinds_of_heads)
+        }
 
     def define(self) -> ir.Function:
-        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [INT] * 6), "stages")
-        function.linkage = "internal"
-        e = Emitter(self.module, ir.IRBuilder(function.append_basic_block("entry")), self.on.lanes)
-        *tables, first, last, part, parts = function.args
+        e, function = self._function("stages")
+        *_, parts = function.args
         shared = e.b.icmp_signed(">", parts, int_of(1))
-        for stage in self.script.stages:
-            with e.loop(first, last, int_of(1)) as number:
-                request = _Request(e, self.script, tables, number.index)
-                if isinstance(stage, Product):
-                    self._multiply(request, stage, part, parts)
-                elif isinstance(stage, Along):
-                    self._normalise(request, stage, part, parts)
-                elif isinstance(stage, Lookup):
-                    self._look_up(request, stage, part, parts)
-                else:
-                    self._pass(request, stage, part, parts)
+        for number, stage in enumerate(self.script.stages):
+            e.b.call(self._define(f"stage{number}", stage), function.args)
             if has_threads() and stage is not self.script.stages[-1]:
                 with e.b.if_then(shared):
                     barrier(e)
         e.b.ret_void()
         return function
+
+    def _function(self, name: str) -> tuple[Emitter, ir.Function]:
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [INT] * 6), name)
+        function.linkage = "internal"
+        return Emitter(self.module, ir.IRBuilder(function.append_basic_block("entry")), self.on.lanes), function
+
+    def _define(self, name: str, stage: Stage) -> ir.Function:
+        """One stage, of all requests. In functions of their own: LLVM takes twice as long with all in one."""
+        e, function = self._function(name)
+        function.attributes.add("noinline")
+        if len(self.script.stages) > MANY_STAGES:
+            function.attributes.add("optnone")
+        *tables, first, last, part, parts = function.args
+        with e.loop(first, last, int_of(1)) as number:
+            self._emit(_Request(e, self.script, tables, number.index), stage, part, parts)
+        e.b.ret_void()
+        return function
+
+    def _emit(self, request: _Request, stage: Stage, part: Value, parts: Value) -> None:
+        if isinstance(stage, Product):
+            self._multiply(request, stage, part, parts)
+        elif isinstance(stage, Along):
+            self._normalise(request, stage, part, parts)
+        elif isinstance(stage, Lookup):
+            self._look_up(request, stage, part, parts)
+        elif isinstance(stage, Flags):
+            self._flag(request, stage, part, parts)
+        elif isinstance(stage, Attention):
+            self._attend(request, stage, part, parts)
+        else:
+            self._pass(request, stage, part, parts)
 
     def _multiply(self, request: _Request, stage: Product, part: Value, parts: Value) -> None:
         e, weight = request.e, stage.weight
@@ -152,7 +190,7 @@ class _Stages:
         first, last = (b.sdiv(e.product(number, end), parts) for end in (part, b.add(part, int_of(1))))
         with e.loop(int_of(0), request.num_rows, int_of(1)) as row:
             source, to = (request.address(view, row.index) for view in (stage.source, stage.y))
-            indices = request.address(replace(stage.indices, offset=2 * stage.indices.offset), row.index)
+            indices = request.integers(stage.indices, row.index)
             with e.loop(first, last, int_of(1)) as one:
                 index = e.load_int(indices, e.product(one.index, int_of(stage.index_step)))
                 exists = b.icmp_unsigned("<", index, int_of(stage.num_entries))
@@ -162,6 +200,25 @@ class _Stages:
                 places = (e.product(place, int_of(stage.width)) for place in (one.index, entry))
                 target, found = (e.at(base, place) for base, place in zip((to, source), places, strict=True))
                 e.copy(target, found, int_of(stage.width))
+
+    def _flag(self, request: _Request, stage: Flags, part: Value, parts: Value) -> None:
+        e, b, number = request.e, request.e.b, int_of(stage.number)
+        first, last = (b.sdiv(e.product(number, end), parts) for end in (part, b.add(part, int_of(1))))
+        with e.loop(int_of(0), request.num_rows, int_of(1)) as row:
+            integers, y = request.integers(stage.x, row.index), request.address(stage.y, row.index)
+            with e.loop(first, last, int_of(1)) as one:
+                found = e.load_int(integers, e.product(one.index, int_of(stage.step)))
+                flag = b.uitofp(b.icmp_signed("!=", found, int_of(0)), FLOAT)
+                e.store_float(flag, e.at(y, one.index))
+
+    def _attend(self, request: _Request, stage: Attention, part: Value, parts: Value) -> None:
+        """Heads are shared out, whole."""
+        e, number = request.e, int_of(stage.heads.num_heads)
+        first, last = (e.b.sdiv(e.product(number, end), parts) for end in (part, e.b.add(part, int_of(1))))
+        views = [getattr(stage, name) for name in ADDRESSES]
+        with e.loop(int_of(0), request.num_rows, int_of(1)) as row:
+            places = [int_of(0) if view is None else request.address(view, row.index) for view in views]
+            e.b.call(self.attention[stage.heads], [*places, first, last])
 
     def _normalise(self, request: _Request, stage: Along, part: Value, parts: Value) -> None:
         """Vectors are shared out, whole."""
@@ -216,6 +273,10 @@ class _Request:
         }
         base = self.e.at(self._word(places[view.buffer.place]), int_of(view.offset))
         return base if row is None else self.e.at(base, self.e.product(row, int_of(self.row_floats(view))))
+
+    def integers(self, view: View, row: Value) -> Value:
+        """The address of one whose offset counts integers of 64 bits."""
+        return self.address(replace(view, offset=2 * view.offset), row)
 
     def row_floats(self, view: View) -> int:
         """From one row to the next."""

@@ -8,20 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from spacetime.kernels.whole.script import (
-    Argument,
-    Buffer,
-    Lookup,
-    Operation,
-    Place,
-    Pointwise,
-    Product,
-    Result,
-    Shape,
-    Stage,
-    View,
-)
+from spacetime.kernels.whole.script import Argument, Buffer, Operation, Place, Pointwise, Result, Shape, Stage, View
 
 _ALIGNMENT = 16  # floats: a cache line
 
@@ -92,14 +81,18 @@ def _group(drafts: Sequence[Draft | Stage]) -> Iterator[Stage]:
         yield group.stage()
 
 
+_WRITTEN = ("y", "scores")  # the fields of stages
+
+
+def _views(stage: Stage) -> dict[str, View]:
+    """By field."""
+    given = {name: getattr(stage, name) for name in stage.__dataclass_fields__}
+    return {name: value for name, value in given.items() if isinstance(value, View)}
+
+
 def reads(stage: Stage) -> Iterator[View]:
-    if isinstance(stage, Lookup):
-        yield from (stage.source, stage.indices)
-    elif not isinstance(stage, Pointwise):
-        yield stage.x
-        if isinstance(stage, Product) and isinstance(stage.weight, View):
-            yield stage.weight
     if not isinstance(stage, Pointwise):
+        yield from [view for name, view in _views(stage).items() if name not in _WRITTEN]
         return
     for operation in stage.operations:
         yield from [given for given in operation.arguments if isinstance(given, View)]
@@ -109,7 +102,7 @@ def writes(stage: Stage) -> Iterator[View]:
     if isinstance(stage, Pointwise):
         yield from [view for _, view in stage.stores]
     else:
-        yield stage.y
+        yield from [view for name, view in _views(stage).items() if name in _WRITTEN]
 
 
 def _without_unread(stages: Sequence[Stage]) -> list[Stage]:
@@ -164,13 +157,9 @@ def _placed(stage: Stage, places: dict[Buffer, int]) -> Stage:
     def given(argument: Argument) -> Argument:
         return moved(argument) if isinstance(argument, View) else argument
 
-    if isinstance(stage, Lookup):
-        return replace(stage, source=moved(stage.source), indices=moved(stage.indices), y=moved(stage.y))
-    if isinstance(stage, Product):
-        weight = moved(stage.weight) if isinstance(stage.weight, View) else stage.weight
-        return replace(stage, x=moved(stage.x), y=moved(stage.y), weight=weight)
     if not isinstance(stage, Pointwise):
-        return replace(stage, x=moved(stage.x), y=moved(stage.y))
+        places_of: dict[str, Any] = {name: moved(view) for name, view in _views(stage).items()}
+        return replace(stage, **places_of)
     operations = tuple(
         Operation(operation.name, tuple(map(given, operation.arguments))) for operation in stage.operations
     )

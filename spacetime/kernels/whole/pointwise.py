@@ -36,10 +36,10 @@ def views_of(stage: Pointwise) -> tuple[View, ...]:
 
 
 def pass_of(stage: Pointwise) -> Pass | None:
-    """None where neighbours in the loop would not be neighbours in memory."""
+    """None where there is to be computed with what are no neighbours in memory: that would be one float at a time."""
     views = views_of(stage)
     axes = _axes(stage.shape, views)
-    if any(step not in (0, 1) for step in axes[-1].steps):
+    if not _are_neighbours(axes) and any(operation.name != "copy" for operation in stage.operations):
         return None
     number = {view: place for place, view in enumerate(views)}
 
@@ -62,12 +62,18 @@ def _axes(shape: Sequence[int], views: Sequence[View]) -> tuple[Axis, ...]:
     return tuple(axes) or (Axis(1, (1,) * len(views)),)
 
 
+def _are_neighbours(axes: Sequence[Axis]) -> bool:
+    """Does a register's worth of turns find one in memory, or one float for all?"""
+    return all(step in (0, 1) for step in axes[-1].steps)
+
+
 def define_pass(module: ir.Module, name: str, lanes: int, work: Pass) -> ir.Function:
     """name(address of each view, part, parts): the part of the innermost loop, for all turns of the others."""
     kind = ir.FunctionType(ir.VoidType(), [INT] * (len(work.axes[-1].steps) + 2))
     function = ir.Function(module, kind, name)
     function.linkage = "internal"
-    e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
+    function.attributes.add("noinline")
+    e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes if _are_neighbours(work.axes) else 1)
     *addresses, part, parts = function.args
     _Loop(e, work, *share(e, work.axes[-1].size, part, parts)).emit(addresses, work.axes)
     e.b.ret_void()
@@ -124,14 +130,16 @@ class _Loop:
                     values.append(Math(e).number(given))
             results.append(FUNCTIONS[name].emit(e, *values))
         for number, view in work.stores:
-            e.store(results[number], e.at(addresses[view], index), mask)
+            e.store(results[number], e.at(addresses[view], e.product(index, int_of(steps[view]))), mask)
 
     def _load(
         self, loaded: dict[int, Value], address: Value, step: int, view: int, index: Value, mask: Value | None
     ) -> Value:
         if view not in loaded:
             e = self.e
-            loaded[view] = e.load(e.at(address, index), mask) if step else e.spread(e.load_float(address))
+            loaded[view] = (
+                e.load(e.at(address, e.product(index, int_of(step))), mask) if step else e.spread(e.load_float(address))
+            )
         return loaded[view]
 
 

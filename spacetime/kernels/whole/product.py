@@ -46,6 +46,7 @@ def define_product(module: ir.Module, lanes: int, tall: Tile, square: Tile) -> i
     kind = ir.FunctionType(ir.VoidType(), [INT] * len(PARAMETERS))
     function = ir.Function(module, kind, "product")
     function.linkage = "internal"
+    function.attributes.add("noinline")
     e = Emitter(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
     given = dict(zip(PARAMETERS, function.args, strict=True))
     few, many, after = (e.b.append_basic_block(name) for name in ("few", "many", "after"))

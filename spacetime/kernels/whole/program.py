@@ -17,10 +17,11 @@ from spacetime.kernels.vector.emitter import FLOAT_BYTES
 from spacetime.kernels.vector.host import Host
 from spacetime.kernels.vector.library import Kernel
 from spacetime.kernels.whole.compiled import LONG_STAGE, compiled
-from spacetime.kernels.whole.reader import NotWhole, read
+from spacetime.kernels.whole.layout import NotWhole
+from spacetime.kernels.whole.reader import read
 from spacetime.kernels.whole.script import Script
 
-MOST_VECTORS = 64  # of a request, per product: with more (measured: 64 to 128), BLAS has the better products
+MOST_VECTORS = 128  # of a request, per product: with more, BLAS has the better products (measured: beyond 128)
 _FLOATS = torch.empty(0, dtype=torch.float32, device="cpu")  # new_empty() of it costs half of torch.empty()
 _MIXES = 512  # of tenants, whose weights are remembered
 

@@ -1,4 +1,4 @@
-"""What a whole program does to one row, as values: products, norms, lookups, and runs of pointwise operations.
+"""What a whole program does to one row, as values: products, norms, lookups, attention, runs of pointwise operations.
 
 All places are static, since a row is never looked at together with another one: only the addresses of a row's input,
 of its scratch memory and of its output change. No torch; printable.
@@ -73,6 +73,11 @@ class Product:
     num_outputs: int
     weight_step: int  # from the weights of one output to those of the next
 
+    @property
+    def work(self) -> int:
+        """Multiplications for a row."""
+        return self.num_inputs * self.num_outputs * self.positions
+
     def __str__(self) -> str:
         weight = f"operand {self.weight}" if isinstance(self.weight, int) else str(self.weight)
         return f"{self.y} = product({self.x}, {weight})"
@@ -111,6 +116,83 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True)
+class Flags:
+    """y[i] = 1 if integer i of x is something else than 0, else 0: what PyTorch has as a bool. As in lookups, x and its
+
+    step are in integers of 64 bits.
+    """
+
+    x: View
+    y: View  # dense
+    number: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.y} = flags({self.x})"
+
+
+class Mask(Enum):
+    """What an attention's mask holds."""
+
+    FLAGS = "flags"  # of what may be seen
+    ADDED = "added"  # to the scores, before the softmax
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """In floats: from one head to the next, and from one vector of a head to the next."""
+
+    head: int
+    vector: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What an attention is without the places of its views: equal ones are one function."""
+
+    num_heads: int
+    num_queries: int
+    num_keys: int
+    size: int  # of a query, and of a key
+    value_size: int
+    scale: float
+    mask: Mask | None
+    is_causal: bool  # vector i of the queries sees the first i + 1 keys, at most
+    queries: Steps
+    keys: Steps
+    values: Steps
+    masks: Steps  # a vector per query
+    y: Steps
+
+    @property
+    def work(self) -> int:
+        return self.num_heads * self.num_queries * self.num_keys * (self.size + self.value_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """y[head, i] = sum over j of softmax over j of (scale * queries[head, i] @ keys[head, j]) * values[head, j].
+
+    The last step of every view is 1. Who sees nothing gets zeros.
+    """
+
+    queries: View
+    keys: View
+    values: View
+    mask: View | None
+    y: View
+    scores: View  # [num_heads, num_queries, num_keys], dense: memory of its own
+    heads: Heads
+
+    @property
+    def work(self) -> int:
+        return self.heads.work
+
+    def __str__(self) -> str:
+        return f"{self.y} = attention({self.queries}, {self.keys}, {self.values}, {self.mask})"
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """The value of an earlier operation of the same group."""
 
@@ -139,7 +221,7 @@ class Pointwise:
         return f"{', '.join(str(view) for _, view in self.stores)} = {names}"
 
 
-Stage = Product | Along | Lookup | Pointwise
+Stage = Product | Along | Lookup | Flags | Attention | Pointwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +248,14 @@ class Script:
         """How many vectors of a row meet its weights: 1 for most models, the length for one of sequences."""
         products = [stage for stage in self.stages if isinstance(stage, Product) and isinstance(stage.weight, int)]
         weights = sum([each.num_inputs * each.num_outputs for each in products])
-        met = sum([each.num_inputs * each.num_outputs * each.positions for each in products])
+        met = sum([each.work for each in products])
         return met / weights if weights else 1.0
 
     @property
     def work_per_stage(self) -> float:
         """Multiplications for a row, on average."""
-        products = [stage for stage in self.stages if isinstance(stage, Product)]
-        return sum([each.num_inputs * each.num_outputs * each.positions for each in products]) / len(self.stages)
+        work = [stage.work for stage in self.stages if isinstance(stage, (Product, Attention))]
+        return sum(work) / len(self.stages)
 
     @property
     def may_fault(self) -> bool:

@@ -74,7 +74,7 @@ def test_any_program(on: Host, structure: int, data: st.DataObject) -> None:
 
 
 @on_every_host
-@pytest.mark.parametrize("model", ["mlp", "gru_cell", "lstm_cell", "gru", "lstm", "recommender"])
+@pytest.mark.parametrize("model", ["mlp", "gru_cell", "lstm_cell", "gru", "lstm", "recommender", "tied_lm"])
 def test_the_small_models_of_the_zoo(on: Host, model: str) -> None:
     modules, executable = zoo_tenants(model)
     whole = whole_of(executable, on)
