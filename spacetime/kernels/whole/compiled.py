@@ -249,7 +249,7 @@ class _Request:
         self.e, self.script = e, script
         self._words = e.product(number, int_of(script.request_words))
         self._requests, self._weights = tables
-        self._operands = e.product(number, int_of(len(script.operands)))
+        self._operands = e.product(number, int_of(script.weight_words))
         self.num_rows = self._word(0)
 
     def _word(self, place: int) -> Value:
@@ -266,6 +266,8 @@ class _Request:
         """In this row; None: in the first."""
         if view.buffer.place is Place.OPERAND:
             return self.e.at(self.operand(view.buffer.number), int_of(view.offset))
+        if view.buffer.place is Place.CONSTANT:
+            return self.e.at(self.operand(len(self.script.operands) + view.buffer.number), int_of(view.offset))
         places = {
             Place.SCRATCH: 1,
             Place.INPUT: 3 + view.buffer.number,
@@ -280,7 +282,7 @@ class _Request:
 
     def row_floats(self, view: View) -> int:
         """From one row to the next."""
-        if view.buffer.place is Place.OPERAND:
+        if view.buffer.place in (Place.OPERAND, Place.CONSTANT):
             return 0
         return self.script.scratch_floats if view.buffer.place is Place.SCRATCH else view.buffer.floats
 

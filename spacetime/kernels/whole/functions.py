@@ -157,6 +157,11 @@ def _quotient(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | Non
     return list(args) if len(args) == 2 and kwargs.get("rounding_mode") is None else None
 
 
+def _power(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
+    """The argument so many times: small powers are products, as in PyTorch."""
+    return [args[0]] * int(args[1]) if len(args) == 2 and not kwargs and args[1] in (2, 3) else None
+
+
 def _bounded(low: float, high: float) -> Arguments:
     """Of a clamp: the argument and both bounds, which are these by default."""
 
@@ -200,6 +205,7 @@ _ALL = (
     Function("neg", _ONE, lambda e, x: e.b.fneg(x)),
     Function("abs", _ONE, lambda e, x: Math(e).absolute(x)),
     Function("square", _ONE, lambda e, x: e.b.fmul(x, x)),
+    Function("pow", _power, lambda e, *x: e.b.fmul(e.b.fmul(*x[:2]), x[2]) if x[2:] else e.b.fmul(*x)),
     Function("reciprocal", _ONE, lambda e, x: e.b.fdiv(Math(e).number(1.0), x)),
     Function("relu", _ONE, _relu),
     Function("relu6", _ONE, lambda e, x: e.clamp(x, Math(e).number(0.0), Math(e).number(6.0))),

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spacetime.kernels.vector.emitter import FLOAT_BYTES
+from spacetime.kernels.whole.constants import is_known
 from spacetime.kernels.whole.grouping import Draft
-from spacetime.kernels.whole.script import Buffer, Operation, Place, Stage, Steps, View
+from spacetime.kernels.whole.script import Buffer, Flags, Operation, Place, Stage, Steps, View
 
 
 class NotWhole(Exception):
@@ -25,11 +27,14 @@ class Layout:
     buffers: dict[int, Buffer] = field(default_factory=dict)  # by the identity of what would be their memory
     held: list[Tensor] = field(default_factory=list)  # what has an entry in `buffers`: identities are of the living
     drafts: list[Draft | Stage] = field(default_factory=list)
+    constants: list[Tensor] = field(default_factory=list)  # with content
     num_scratch: int = 0
 
     def view(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> View:
+        tensor = self.constant(tensor)
         buffer = self.buffers[memory(tensor)]
-        is_flags = dtype == torch.float32 and tensor.dtype == torch.bool and buffer.place is Place.SCRATCH
+        has_floats = buffer.place in (Place.SCRATCH, Place.CONSTANT)
+        is_flags = dtype == torch.float32 and tensor.dtype == torch.bool and has_floats
         if tensor.dtype != dtype and not is_flags:
             raise NotWhole(f"it computes in {tensor.dtype}")
         if not tensor.numel():
@@ -41,6 +46,19 @@ class Layout:
         tensor = torch.empty(tuple(shape), dtype=dtype, device="meta")
         self.num_scratch += 1
         return self.hold(tensor, Buffer(Place.SCRATCH, self.num_scratch, tensor.numel()))
+
+    def constant(self, tensor: Tensor) -> Tensor:
+        """Without its content, which is kept, if it has any."""
+        if not is_known(tensor):
+            return tensor
+        if tensor.dtype not in (torch.float32, torch.bool, torch.int64) or tensor.device.type != "cpu":
+            raise NotWhole(f"it has constants in {tensor.dtype} on {tensor.device.type}")
+        once = tensor[tuple([slice(0, 1) if step == 0 else slice(None) for step in tensor.stride()])]
+        content = once.to(torch.float32 if tensor.dtype == torch.bool else tensor.dtype).contiguous().clone()
+        self.constants.append(content)
+        twin = torch.empty(once.shape, dtype=tensor.dtype, device="meta")
+        buffer = Buffer(Place.CONSTANT, len(self.constants) - 1, content.nbytes // FLOAT_BYTES)
+        return self.hold(twin, buffer).expand(tensor.shape)
 
     def hold(self, tensor: Tensor, buffer: Buffer) -> Tensor:
         self.held.append(tensor)
@@ -73,9 +91,22 @@ class Layout:
         return self.new((*outer, vectors, heads, size)).transpose(-2, -3)
 
     def dense(self, x: Tensor) -> Tensor:
-        y = self.new(x.shape)
+        y = self.new(x.shape, torch.bool if x.dtype == torch.bool else torch.float32)
         self.copy(x, self.view(y))
         return y
+
+    def converted(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Integers as flags, and flags as floats."""
+        if x.dtype == torch.int64 and dtype == torch.bool:
+            found = vectors_of(x.unsqueeze(-1))
+            if found is None:
+                raise NotWhole("integers that are not neighbours in memory are flags")
+            y = self.new(x.shape, dtype)
+            self.drafts.append(Flags(self.view(x, torch.int64), self.view(y), *found))
+            return y
+        if x.dtype not in (torch.bool, torch.float32) or dtype != torch.float32:
+            raise NotWhole(f"it turns {x.dtype} into {dtype}")
+        return self.dense(x)
 
     def copy(self, source: Tensor, to: View) -> None:
         self.drafts.append(Draft(Operation("copy", (self.view(source),)), to))

@@ -29,10 +29,11 @@ _MIXES = 512  # of tenants, whose weights are remembered
 class WholeProgram:
     """`layers` hold the operands, by their number in the fused program; their entries are looked up at every call."""
 
-    def __init__(self, script: Script, kernel: Kernel, layers: Sequence[Layer]) -> None:
+    def __init__(self, script: Script, kernel: Kernel, layers: Sequence[Layer], constants: Sequence[Tensor]) -> None:
         self.script = script
         self._kernel = kernel
         self._layers = [layers[number] for number in script.operands]
+        self._constants = list(constants)
         self._slabs = [layer.slab for layer in self._layers]
         self.most_rows = _most_rows(script)
         self._may_fault = script.may_fault
@@ -49,13 +50,13 @@ class WholeProgram:
         if on is None:
             return "vector kernels have no form for this processor"
         try:
-            script = read(program, layers, like)
+            script, constants = read(program, layers, like)
         except NotWhole as why:
             return str(why)
         if not _most_rows(script):
             met = f"its weights meet {script.vectors_per_row:.0f} vectors of a row"
             return f"{met}, and BLAS is better with more than {MOST_VECTORS}"
-        return WholeProgram(script, compiled(on, script), layers)
+        return WholeProgram(script, compiled(on, script), layers, constants)
 
     def takes(self, num_rows: int) -> bool:
         """Is it the better way for requests of so many rows?"""
@@ -137,7 +138,8 @@ class WholeProgram:
 
     def _find(self, slots: tuple[int, ...], versions: list[int], places: list[int]) -> _Weights:
         found = [[layer.of_slot(slot) for layer in self._layers] for slot in slots]
-        table = torch.tensor([[tensor.data_ptr() for tensor in operands] for operands in found], device="cpu")
+        rows = [[*operands, *self._constants] for operands in found]
+        table = torch.tensor([[tensor.data_ptr() for tensor in row] for row in rows], device="cpu")
         return _Weights(versions, places, table, found)
 
 

@@ -20,6 +20,7 @@ from spacetime.capture.families import op_name
 from spacetime.capture.fuse import FusedProgram, OperandRef, Ref, RowCount, Step
 from spacetime.capture.layer import Layer
 from spacetime.kernels.vector.emitter import FLOAT_BYTES
+from spacetime.kernels.whole.constants import ALWAYS, other_than_true, repeats, takes_all_in_order
 from spacetime.kernels.whole.functions import FUNCTIONS
 from spacetime.kernels.whole.grouping import Draft, grouped
 from spacetime.kernels.whole.layout import Layout, NotWhole, memory, tensors_in, vectors_of
@@ -28,7 +29,6 @@ from spacetime.kernels.whole.script import (
     Along,
     Attention,
     Buffer,
-    Flags,
     Heads,
     Lookup,
     Mask,
@@ -44,8 +44,8 @@ from spacetime.kernels.whole.script import (
 MOST_STEPS = 2_000  # of a program: code grows with it
 
 
-def read(program: FusedProgram, layers: Sequence[Layer], like: Sequence[Tensor]) -> Script:
-    """The script for inputs like these; `NotWhole` where there is none."""
+def read(program: FusedProgram, layers: Sequence[Layer], like: Sequence[Tensor]) -> tuple[Script, list[Tensor]]:
+    """The script for inputs like these, and its constants; `NotWhole` where there is none."""
     if len(program.steps) > MOST_STEPS:
         raise NotWhole(f"{len(program.steps)} steps are too many")
     reader = _Reader(program=program, layers=layers)
@@ -55,7 +55,7 @@ def read(program: FusedProgram, layers: Sequence[Layer], like: Sequence[Tensor])
         reader.read(step)
     for value, row_dim in zip(program.outputs, program.output_row_dims, strict=True):
         reader.add_output(value, row_dim)
-    return reader.script()
+    return reader.script(), reader.constants
 
 
 @dataclass(kw_only=True)
@@ -92,7 +92,8 @@ class _Reader(Layout):
         stages, scratch_floats = grouped(self.drafts)
         if any(isinstance(stage, Pointwise) and pass_of(stage) is None for stage in stages):
             raise NotWhole("neighbours in a pointwise operation are not neighbours in memory")
-        return Script(tuple(self.inputs), tuple(self.outputs), tuple(self.numbers), stages, scratch_floats)
+        names = tuple(self.inputs), tuple(self.outputs), tuple(self.numbers)
+        return Script(*names, stages, scratch_floats, len(self.constants))
 
     # -- steps ----------------------------------------------------------------------------------------
 
@@ -252,19 +253,6 @@ class _Reader(Layout):
         self.drafts.append(Attention(*views, heads))
         return y
 
-    def _convert(self, x: Tensor, **named: Any) -> Tensor:
-        dtype = named.get("dtype", x.dtype)
-        if x.dtype == torch.int64 and dtype == torch.bool:
-            found = vectors_of(x.unsqueeze(-1))
-            if found is None:
-                raise NotWhole("integers that are not neighbours in memory are flags")
-            y = self.new(x.shape, dtype)
-            self.drafts.append(Flags(self.view(x, torch.int64), self.view(y), *found))
-            return y
-        if x.dtype not in (torch.bool, torch.float32) or dtype != torch.float32:
-            raise NotWhole(f"it turns {x.dtype} into {dtype}")
-        return self.dense(x)
-
     def _number(self, operand: OperandRef) -> int:
         return self.numbers.setdefault(operand.index, len(self.numbers))
 
@@ -289,6 +277,13 @@ class _Reader(Layout):
         if target is operator.getitem:
             return args[0][args[1]]
         name = op_name(target)
+        if not any(tensor.device.type == "meta" for tensor in tensors_in([*args, *kwargs.values()])):
+            if not (name in _FILLS and kwargs.get("dtype") in (None, torch.float32)):
+                return self._evaluate(name, target, args, kwargs)
+        elif (simple := self._simplified(name, args)) is not None:
+            return simple
+        args = self._without_content(args)
+        kwargs = {key: self._without_content(value) for key, value in kwargs.items() if key not in _WHERE}
         try:
             result = _TARGETS.get(name, target)(*args, **kwargs)
         except Exception as error:  # it has no form without memory
@@ -299,10 +294,30 @@ class _Reader(Layout):
         if not isinstance(result, Tensor):
             raise NotWhole(f"{name} is not among its operations")
         if name == "_to_copy":
-            return self._convert(*args, **kwargs)
+            return self.converted(args[0], result.dtype)
         if result.dtype != torch.float32:
             raise NotWhole(f"it computes in {result.dtype}")
         return self._compute(name, args, kwargs, result)
+
+    def _evaluate(self, name: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """What depends on constants alone is one: in a program whose rows do not see each other, whatever the row."""
+        if not repeats(target):
+            raise NotWhole(f"{name} is not among its operations")
+        return target(*args, **kwargs)
+
+    def _simplified(self, name: str, args: list[Any]) -> Tensor | None:
+        """Where constants leave a value as it is."""
+        if name == "index" and takes_all_in_order(*args[:2]):
+            x = args[0] if args[0].is_contiguous() else self.dense(args[0])
+            return x.view(torch.broadcast_shapes(*[index.shape for index in args[1]]))
+        if name in ALWAYS and (flags := other_than_true(args)) is not None:
+            return flags.expand(torch.broadcast_shapes(*[each.shape for each in args]))
+        return None
+
+    def _without_content(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self._without_content(item) for item in value]
+        return self.constant(value) if isinstance(value, Tensor) else value
 
     def _compute(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Tensor:
         if name in ("softmax", "_softmax") and args[1] in (-1, result.ndim - 1):
@@ -354,8 +369,6 @@ class _Reader(Layout):
             return self._operand(value)
         if isinstance(value, (list, tuple)):
             return [self._resolve(item) for item in value]
-        if isinstance(value, Tensor):
-            raise NotWhole("it has constants")
         return value
 
 
@@ -372,6 +385,7 @@ _TARGETS = {
     "clone": _as_it_is,
     "contiguous": _as_it_is,
 }
+_WHERE = ("device", "layout", "pin_memory")  # on a CPU, and dense; asked for as everywhere in the exported program
 _FILLS = {"zeros": 0.0, "ones": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "zeros_like": 0.0, "ones_like": 1.0}
 
 _JOINS = ("cat", "concat", "stack")

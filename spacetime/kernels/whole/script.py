@@ -20,13 +20,14 @@ class Place(Enum):
     SCRATCH = "scratch"
     OUTPUT = "output"
     OPERAND = "operand"  # a weight of the tenant, the same for all of its rows
+    CONSTANT = "constant"  # the same for all tenants
 
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
     """So many floats of a row, or as much memory of integers.
 
-    `number`: which input, output or operand; in scratch memory, which buffer.
+    `number`: which input, output, operand or constant; in scratch memory, which buffer.
     """
 
     place: Place
@@ -233,10 +234,16 @@ class Script:
     operands: tuple[int, ...]  # of the fused program: what products number
     stages: tuple[Stage, ...]
     scratch_floats: int
+    num_constants: int = 0
 
     @property
     def pointwise(self) -> tuple[Pointwise, ...]:
         return tuple(stage for stage in self.stages if isinstance(stage, Pointwise))
+
+    @property
+    def weight_words(self) -> int:
+        """Of a request in the other table: its tenant's operands, then the constants."""
+        return len(self.operands) + self.num_constants
 
     @property
     def request_words(self) -> int:

@@ -31,6 +31,7 @@ REFERENCES: dict[str, Callable[..., Tensor]] = {
     "neg": torch.neg,
     "abs": torch.abs,
     "square": torch.square,
+    "pow": lambda *x: x[0] ** len(x),
     "reciprocal": torch.reciprocal,
     "relu": torch.relu,
     "relu6": F.relu6,
@@ -47,6 +48,7 @@ REFERENCES: dict[str, Callable[..., Tensor]] = {
 }
 ABSOLUTE = {"gelu": 1e-7}  # 1 + erf(x) cancels far below zero, in PyTorch as well
 TWO = ("add", "sub", "rsub", "mul", "div", "maximum", "minimum")
+REPEATED = {"pow": 3}
 INFINITY, NAN = float("inf"), float("nan")
 
 
@@ -83,7 +85,7 @@ def test_every_function_has_a_reference() -> None:
 @pytest.mark.parametrize("name", REFERENCES)
 def test_pointwise(on: Host, name: str) -> None:
     x = everywhere()
-    inputs = (x, x.flip(0).roll(17)) if name in TWO else (x,)
+    inputs = (x, x.flip(0).roll(17)) if name in TWO else (x,) * REPEATED.get(name, 1)
     found = run(on, partial(operation, name), *inputs)
     expected = REFERENCES[name](*[each.double() for each in inputs]).float()
     torch.testing.assert_close(found, expected, rtol=4e-6, atol=ABSOLUTE.get(name, 1e-36), equal_nan=True)
