@@ -1,35 +1,19 @@
-"""Decompositions that some versions of torch get wrong. Used by capture/export.py only.
+"""Decompositions of our own, of recurrent layers and cells. Used by capture/export.py only.
 
-torch 2.11 removes the rows of an LSTM's final states instead of the dimension that it had added (`squeeze(1)` for
-`squeeze(0)`): with several rows they come out with a dimension too many, with one row they lose it. 2.13 is right.
+Of LSTMs: torch 2.11 removes the rows of the final states instead of the dimension that it had added (`squeeze(1)` for
+`squeeze(0)`): with several rows they come out with a dimension too many, with one row they lose it. That of 2.13 is
+right, but makes one operation of oneDNN's out of a layer unless oneDNN is switched off for the whole process. Of
+cells: torch has them in C++ only, where a linear is several operations. The operations are the same as torch's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-_LSTM = torch.ops.aten.lstm.input
-
-
-def repaired(table: dict[Any, Any]) -> dict[Any, Any]:
-    """The table, with `lstm` in the place of torch's where that gets the final states wrong."""
-    theirs = table.get(_LSTM)
-    return table if theirs is None or _is_right(theirs) else {**table, _LSTM: lstm}
-
-
-def _is_right(decomposition: Any) -> bool:
-    """Asked, not looked up by version: of two rows. In float64, which no library has a layer of its own for."""
-    steps, rows, size = 1, 2, 3
-    states = [torch.zeros(1, rows, size, dtype=torch.float64) for _ in range(2)]
-    params = [torch.zeros(4 * size, size, dtype=torch.float64) for _ in range(2)]
-    x = torch.zeros(steps, rows, size, dtype=torch.float64)
-    found = decomposition(x, states, params, False, 1, 0.0, False, False, False)
-    return all(found[1 + index].shape == states[index].shape for index in range(2))
 
 
 def lstm(
@@ -84,3 +68,58 @@ def _one_way(
     if is_reverse:
         outputs.reverse()
     return torch.cat(outputs, 0), hidden.squeeze(0), cell.squeeze(0)
+
+
+def lstm_cell(
+    x: Tensor,
+    states: Sequence[Tensor],
+    of_input: Tensor,
+    of_hidden: Tensor,
+    input_bias: Tensor | None = None,
+    hidden_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    hidden, cell = states
+    gates = F.linear(hidden, of_hidden, hidden_bias) + F.linear(x, of_input, input_bias)
+    inward, forget, content, outward = gates.unsafe_chunk(4, 1)
+    inward, forget, content, outward = inward.sigmoid(), forget.sigmoid(), content.tanh(), outward.sigmoid()
+    cell = forget * cell + inward * content
+    return outward * cell.tanh(), cell
+
+
+def gru_cell(
+    x: Tensor,
+    hidden: Tensor,
+    of_input: Tensor,
+    of_hidden: Tensor,
+    input_bias: Tensor | None = None,
+    hidden_bias: Tensor | None = None,
+) -> Tensor:
+    inputs = F.linear(x, of_input, input_bias).unsafe_chunk(3, 1)
+    states = F.linear(hidden, of_hidden, hidden_bias).unsafe_chunk(3, 1)
+    reset = (states[0] + inputs[0]).sigmoid()
+    update = (states[1] + inputs[1]).sigmoid()
+    content = (inputs[2] + states[2] * reset).tanh()
+    return (hidden - content) * update + content
+
+
+def rnn_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def cell(
+        x: Tensor,
+        hidden: Tensor,
+        of_input: Tensor,
+        of_hidden: Tensor,
+        input_bias: Tensor | None = None,
+        hidden_bias: Tensor | None = None,
+    ) -> Tensor:
+        return activation(F.linear(hidden, of_hidden, hidden_bias) + F.linear(x, of_input, input_bias))
+
+    return cell
+
+
+OURS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.lstm.input: lstm,
+    torch.ops.aten.lstm_cell.default: lstm_cell,
+    torch.ops.aten.gru_cell.default: gru_cell,
+    torch.ops.aten.rnn_tanh_cell.default: rnn_cell(torch.tanh),
+    torch.ops.aten.rnn_relu_cell.default: rnn_cell(torch.relu),
+}

@@ -27,7 +27,8 @@ from torch.export import Dim, ExportedProgram, default_decompositions
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from spacetime.capture.decompositions import repaired
+from spacetime.capture.decompositions import OURS
+from spacetime.capture.expand import NotExpandable, expand
 from spacetime.capture.simplify import unmerge_linears
 
 MAX_ROWS = 65_536
@@ -74,7 +75,10 @@ def export(module: nn.Module, example: tuple[Any, ...]) -> Exported:
         dynamic = pytree.tree_map(lambda _: {0: rows}, _by_parameter(module, args))
         with torch.no_grad(), _quiet(), _traceless():
             program = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
-            program = program.run_decompositions(_decompositions())
+            try:
+                expand(program.graph, _decompositions())
+            except NotExpandable:
+                program = program.run_decompositions(_decompositions())
     except Exception as error:
         raise Unfusible(_unknown_result(error, module) or _refusal(error)) from error
     return _normalise(program, in_spec)
@@ -104,7 +108,7 @@ def _check_inputs(leaves: list[Any]) -> None:
 def _decompositions() -> dict[Any, Any]:
     table = default_decompositions()
     operators: list[Any] = list(table)
-    return repaired({op: table[op] for op in operators if op._schema.name.removeprefix("aten::") in DECOMPOSED})
+    return {op: table[op] for op in operators if op._schema.name.removeprefix("aten::") in DECOMPOSED} | OURS
 
 
 @contextmanager
