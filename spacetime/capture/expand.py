@@ -3,7 +3,7 @@
 `ExportedProgram.run_decompositions` traces the whole graph again, more than once, which takes longer than the export
 did, and changes a few of its operations. Here those alone are called once more, on the shapes that the export has
 noted, and what torch calls in turn takes their place. A graph with anything that takes more than that (writes in
-place, regions, operations of others) is left as it is, for `run_decompositions`.
+place that others may see, regions, operations of others) is left as it is, for `run_decompositions`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
-from torch.export import default_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spacetime.capture.in_place import answering, is_composite
+
 Table = Mapping[Any, Callable[..., Any]]
 
-_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-_BY_HAND = (_COMPOSITE, torch._C.DispatchKey.Autograd)  # kernels in Python that stand for others
-_KEPT_ALWAYS = {torch.ops.aten.upsample_bilinear2d.vec, torch.ops.aten.upsample_nearest2d.vec}
+_LITERALS = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.detach_.default)  # torch.tensor([1, 2])
 _SIZE = torch.ops.aten.sym_size.int
-_SCALARS = (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)
+_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+_SCALARS = (*_SYMBOLS, int, float, bool)
 
 
 class NotExpandable(Exception):
@@ -76,7 +76,7 @@ class _Expansion:
 def expand(graph: fx.Graph, table: Table) -> None:
     """Replaces the operations of the table and whatever else `run_decompositions` would; or `NotExpandable`."""
     sizes = _Sizes(graph)
-    expansions = {node: _expansion(node, table, sizes) for node in graph.nodes if _is_composite(node, table)}
+    expansions = {node: _expansion(node, table, sizes) for node in graph.nodes if _is_replaced(node, table)}
     replaced: dict[fx.Node, fx.Node] = {}
     for node in list(graph.nodes):
         if node in expansions:
@@ -89,34 +89,20 @@ def expand(graph: fx.Graph, table: Table) -> None:
 # -- which operations ---------------------------------------------------------------------------------------
 
 
-def _is_composite(node: fx.Node, table: Table) -> bool:
+def _is_replaced(node: fx.Node, table: Table) -> bool:
     if node.op in ("placeholder", "output"):
         return False
     target = node.target
     if node.op == "call_function" and (target is operator.getitem or isinstance(node.meta.get("val"), _SCALARS)):
         return False
-    if not isinstance(target, OpOverload) or target.namespace != "aten" or target._schema.is_mutable:
+    if not isinstance(target, OpOverload) or target.namespace != "aten":
         raise NotExpandable(f"{node.name}: {node.op} of {target}")
-    return target in table or (target not in _kept() and _has_composite_kernel(target))
-
-
-def _has_composite_kernel(target: OpOverload) -> bool:
-    return any(key in target.py_kernels for key in _BY_HAND) or _has_kernel(target)
+    return target in table or target in _LITERALS or target._schema.is_mutable or is_composite(target)
 
 
 def _is_in_python(target: Any, table: Table) -> bool:
     """Not what torch puts into its table for operations that C++ makes others of: that would call them again."""
     return target in table and not isinstance(table[target], partial)
-
-
-def _has_kernel(target: OpOverload) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), _COMPOSITE)
-
-
-@cache
-def _kept() -> frozenset[Any]:
-    """Composite operations that torch decomposes when asked to only: the default table holds all but these two."""
-    return frozenset(default_decompositions()) | _KEPT_ALWAYS
 
 
 # -- what they become ---------------------------------------------------------------------------------------
@@ -133,12 +119,35 @@ def _expansion(node: fx.Node, table: Table, sizes: _Sizes) -> _Expansion:
             if _is_in_python(node.target, table):
                 steps, result = _traced(table[node.target], args, kwargs, sources, table)
             else:
-                steps, result = _called(node.target, args, kwargs)
+                steps, result = _called(_named(node), args, kwargs)
     except RuntimeError as error:  # torch may know what to do about it when it has the whole graph
         raise NotExpandable(f"{node.name}: {type(error).__name__}: {error}") from error
     expansion = _Expansion(_needed(steps, result), result, sources)
     _check(node, expansion, sizes)
     return expansion
+
+
+def _named(node: fx.Node) -> Any:
+    """What to call in its place."""
+    assert isinstance(node.target, OpOverload)
+    if node.target is _LITERALS[0]:
+        return torch.ops.aten.clone.default
+    if node.target is _LITERALS[1] and _is_literal(node.args[0]):
+        return _itself
+    if not node.target._schema.is_mutable:
+        return node.target
+    answer = answering(node)
+    if answer is None:
+        raise NotExpandable(f"{node.name}: {node.target} writes to what has other readers")
+    return answer
+
+
+def _is_literal(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target is _LITERALS[0] and len(node.users) == 1
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
 
 
 def _value(node: fx.Node) -> Any:
@@ -197,16 +206,23 @@ def _ids(values: Any) -> set[int]:
     return {id(leaf) for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)}
 
 
+def _layout(values: Any) -> list[Any]:
+    tensors = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+    return [(tensor.dtype, [str(size) for size in (*tensor.shape, *tensor.stride())]) for tensor in tensors]
+
+
 def _check(node: fx.Node, expansion: _Expansion, sizes: _Sizes) -> None:
     known = set(expansion.sources)
     for step in expansion.steps:
         operands = pytree.tree_leaves((step.args, step.kwargs))
         if not known >= _ids(operands):
             raise NotExpandable(f"{node.name}: {step.target} reads what is not in the graph")
-        if not all(sizes.has(leaf) for leaf in operands if isinstance(leaf, torch.SymInt)):
+        if not all(sizes.has(leaf) for leaf in operands if isinstance(leaf, _SYMBOLS)):
             raise NotExpandable(f"{node.name}: {step.target} reads a size that is not a multiple of an input's")
         known |= _ids(step.result)
     result = expansion.result
+    if _layout(result) != _layout(_value(node)):
+        raise NotExpandable(f"{node.name}: its result is of another kind")
     if not known >= _ids(result):
         raise NotExpandable(f"{node.name}: its result is not in the graph")
     if not isinstance(result, Tensor) and not all(reader.target is operator.getitem for reader in node.users):
@@ -229,7 +245,9 @@ class _Sizes:
                 if isinstance(size, torch.SymInt):
                     self.of_inputs.setdefault(size.node.expr, (node, dim))
 
-    def has(self, size: torch.SymInt) -> bool:
+    def has(self, size: torch.SymInt | torch.SymFloat | torch.SymBool) -> bool:
+        if not isinstance(size, torch.SymInt):
+            return False
         factor, rest = size.node.expr.as_coeff_Mul()
         return bool(factor.is_Integer and (rest.is_Integer or rest in self.of_inputs))
 

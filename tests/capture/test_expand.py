@@ -25,6 +25,7 @@ TABLE = export._decompositions()
 SLOW = pytest.mark.slow
 Inputs = tuple[Any, ...]
 VECTORS = draw(((6, 8),), 3, seed=0)
+LINEAR: dict[str, Part] = {"l": lambda: nn.Linear(8, 8)}
 IMAGES = draw(((4, 8, 8),), 3, seed=0)
 
 
@@ -80,7 +81,7 @@ def without_gradients(module: Any, x: Tensor) -> Tensor:
 
 
 SKETCHES: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, Part], Inputs]] = {
-    "reshape of rows": (lambda m, x: m.l(x.flatten(0, 1)).view(-1, 6, 8), {"l": lambda: nn.Linear(8, 8)}, VECTORS),
+    "reshape of rows": (lambda m, x: m.l(x.flatten(0, 1)).view(-1, 6, 8), LINEAR, VECTORS),
     "no operation": (lambda m, x: x.contiguous().to(torch.float32).reshape(-1, 6, 8) + 1, {}, VECTORS),
     "its input": (lambda m, x: (x.contiguous(), x.float()), {}, VECTORS),
     "einsum": (lambda m, x: torch.einsum("bij,bkj->bik", x, x), {}, VECTORS),
@@ -93,7 +94,7 @@ SKETCHES: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, Part], Inputs]
     "recurrent": (lambda m, x: m.r(x)[0], {"r": lambda: nn.RNN(8, 5, 2, batch_first=True)}, VECTORS),
     "cell": (lambda m, x: m.r(x[:, 0], x[:, 1]), {"r": lambda: nn.RNNCell(8, 8, nonlinearity="relu")}, VECTORS),
     "cell of no states": (lambda m, x: m.r(x[:, 0]), {"r": lambda: nn.LSTMCell(8, 5)}, VECTORS),
-    "gradients off": (without_gradients, {"l": lambda: nn.Linear(8, 8)}, VECTORS),
+    "gradients off": (without_gradients, LINEAR, VECTORS),
     "nearest": (lambda m, x: F.interpolate(x, scale_factor=2.0), {}, IMAGES),
     "bilinear": (lambda m, x: F.interpolate(x, size=(5, 5), mode="bilinear"), {}, IMAGES),
 }
@@ -116,16 +117,59 @@ def test_sizes_are_multiplied_once() -> None:
     compare(sketch(windows, {"l": lambda: nn.Linear(4, 4)}), IMAGES, by_name=False)
 
 
+def residual(module: Any, x: Tensor) -> Tensor:
+    y = module.l(x)
+    y += x
+    z = F.relu(y, inplace=True)
+    return y * z
+
+
+def gated(module: Any, x: Tensor) -> Tensor:
+    y: Tensor = module.l(x)
+    return y.mul_(y.sigmoid()).masked_fill_(x > 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [residual, gated, lambda m, x: m.l(x) * torch.tensor([1.0, 2.0]).repeat(4)],
+    ids="residual gated literal".split(),
+)
+def test_writes_to_memory_of_no_other_name_are_answers(function: Callable[[Any, Tensor], Tensor]) -> None:
+    compare(sketch(function, LINEAR), VECTORS)
+
+
+def written_under_a_view(module: Any, x: Tensor) -> Tensor:
+    y = module.l(x)
+    first = y[:, 0]
+    y.add_(1)
+    return y * 2 + first.unsqueeze(1)
+
+
+def written_through_a_transposition(module: Any, x: Tensor) -> Tensor:
+    y = module.l(x)
+    turned = torch.einsum("bij->bji", y)
+    turned.add_(1)
+    return y * 2 + turned.transpose(1, 2)
+
+
+def written_when_cast(module: Any, x: Tensor) -> Tensor:
+    y: Tensor = module.l(x)
+    return y.add_(x.double())
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda m, x: m.l(x).view(-1).relu_().view(-1, 6, 8), "relu_"),
+        (written_under_a_view, "writes to what has other readers"),
+        (written_through_a_transposition, "writes to what has other readers"),
+        (written_when_cast, "of another kind"),
+        (lambda m, x: m.l(x).view(-1).relu_().view(-1, 6, 8), "writes to what has other readers"),
         (lambda m, x: F.cosine_similarity(x, x + 1, dim=-1), "writes in place"),
     ],
-    ids="in_place composite_in_place".split(),
+    ids="under_a_view transposed cast view composite".split(),
 )
 def test_what_takes_more_is_left_as_it_is(function: Callable[[Any, Tensor], Tensor], reason: str) -> None:
-    before = traced(sketch(function, {"l": lambda: nn.Linear(8, 8)}), VECTORS).graph
+    before = traced(sketch(function, LINEAR), VECTORS).graph
     text = str(before)
     with pytest.raises(NotExpandable, match=reason):
         expand(before, TABLE)
@@ -133,7 +177,7 @@ def test_what_takes_more_is_left_as_it_is(function: Callable[[Any, Tensor], Tens
 
 
 def test_a_module_that_takes_more_is_exported_all_the_same() -> None:
-    module = sketch(lambda m, x: F.cosine_similarity(m.l(x).flatten(2), x, dim=-1), {"l": lambda: nn.Linear(8, 8)})
+    module = sketch(lambda m, x: F.cosine_similarity(m.l(x).flatten(2), x, dim=-1), LINEAR)
     exported = export.export(module, VECTORS)
     names = {str(node.target) for node in exported.graph.nodes}
     assert "aten.clamp_min.Tensor" in names and "aten.flatten.using_ints" not in names
