@@ -71,6 +71,8 @@ QUICK = ("bert", "gru_cell", "lstm_cell", "recommender", "tied_lm")
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in STANDARD])
 def test_the_zoo_s_programs_are_those_of_torch(name: str) -> None:
+    if name == "lstm" and torch.__version__ < (2, 12):
+        pytest.skip("this torch notes a wrong shape of its final states: left to run_decompositions")
     compare(build(name), example(name))
 
 
