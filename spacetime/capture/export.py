@@ -7,17 +7,16 @@ run as an opaque lane.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import linecache
 import logging
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -117,7 +116,7 @@ def _quiet() -> Iterator[None]:
     # Of refusals, too: they are reasons here, and raised.
     loggers = [logging.getLogger("torch.export"), logging.getLogger("torch.fx.experimental.symbolic_shapes")]
     levels = [logger.level for logger in loggers]
-    tracing = vars(sys.modules.get("torch.export._trace", ModuleType("none")))
+    tracing = _tracing()
     try:
         tracing["print"] = lambda *_, **__: None  # the graph so far, three times over, to stderr
         for logger in loggers:
@@ -129,6 +128,14 @@ def _quiet() -> Iterator[None]:
         tracing.pop("print", None)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _tracing() -> dict[str, Any]:
+    """What the module has that traces; torch imports it with the first export only."""
+    try:
+        return vars(importlib.import_module("torch.export._trace"))
+    except ImportError:  # another version of torch keeps it elsewhere
+        return {}
 
 
 def _unknown_result(error: Exception, module: nn.Module) -> str | None:

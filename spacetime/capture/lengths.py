@@ -36,6 +36,9 @@ class Lengths:
     @staticmethod
     def of(tenant: str, module: nn.Module, example: Args, declared: Declared) -> Lengths:
         """`OptionError` for what cannot be a length."""
+        if not isinstance(declared, Mapping) or not all(isinstance(dims, Mapping) for dims in declared.values()):
+            next_step = 'declare by input and dimension, as {"ids": {1: (8, 512)}}'
+            raise OptionError(f"tenant {tenant!r}: dynamic is {declared!r}", "it names no dimensions", next_step)
         places: dict[tuple[int, int], tuple[int, int]] = {}
         for name, dims in declared.items():
             position = _position(tenant, module, example, name)

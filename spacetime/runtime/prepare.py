@@ -29,7 +29,7 @@ from spacetime.capture.selfcheck import magnitude, problem
 from spacetime.capture.store import Store
 from spacetime.errors import CaptureError
 from spacetime.runtime.courtesy import collect_garbage
-from spacetime.runtime.varying import check, make_programs
+from spacetime.runtime.varying import check, length_error, make_programs
 
 Modules = dict[str, nn.Module]
 
@@ -190,7 +190,11 @@ class Preparer:
 
     def _join_lengths(self, name: str, module: nn.Module, example: tuple[Any, ...], lengths: Lengths) -> Prepared:
         """Into the cohort of the longest inputs, and into the programs of the shorter ones."""
-        joined = self._join(name, module, lengths.resized(example, lengths.most))
+        try:
+            joined = self._join(name, module, lengths.resized(example, lengths.most))
+        except CaptureError as error:
+            cause = error.__cause__
+            raise (error if cause is None else length_error(lengths.most, cause)) from cause
         assert joined.cohort is not None, "what cannot join raises"
         main = self.cohorts[joined.cohort]
         executable = self.varying.get((joined.cohort, lengths))

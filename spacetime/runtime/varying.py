@@ -92,7 +92,12 @@ def _results(module: nn.Module, args: Args, length: int) -> list[Any]:
     except torch.OutOfMemoryError:
         raise  # it says nothing about the module
     except Exception as error:
-        facts = f"{type(error).__name__}: {error}"
-        raise CaptureError(
-            f"the module fails for inputs of length {length}", facts, "declare bounds that it takes"
-        ) from error
+        raise length_error(length, error) from error
+
+
+def length_error(length: int, error: BaseException) -> CaptureError:
+    return CaptureError(
+        f"the module fails for inputs of length {length}",
+        f"{type(error).__name__}: {error}",
+        "declare every input that has this length in dynamic=, and bounds that the module takes",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import logging
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import graph_module
 
-from spacetime.capture.export import Unfusible, export
+from spacetime.capture.export import Unfusible, _tracing, export
 from spacetime.capture.named import ByName
 from tests.capture.sketches import draw, sketch
 
@@ -134,6 +135,12 @@ def test_a_refusal_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
             export(sketch(branching, {}), VECTOR)
     assert capfd.readouterr() == ("", ""), "torch would print the graph so far"
     assert "print" not in vars(torch.export._trace), "elsewhere it may"
+
+
+def test_what_traces_is_found_before_the_first_export_has_imported_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "_export" in _tracing()
+    monkeypatch.setitem(sys.modules, "torch.export._trace", None)
+    assert _tracing() == {}, "a torch that keeps it elsewhere is no reason to fail"
 
 
 class AnyArguments(nn.Module):

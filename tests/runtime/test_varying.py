@@ -219,11 +219,11 @@ def test_requests_out_of_bounds_are_refused_and_others_go_on(runtime: spacetime.
         ({"token_ids": {1: 4}}, "bounds that are none"),
         ({"token_ids": {1: (4, 16)}, "mask": {1: (4, 8)}}, "two lengths vary"),
         ({7: {1: (4, 16)}}, "dynamic names input 7"),
+        ("token_ids", "names no dimensions"),
+        ({"token_ids": (1, 4, 16)}, "names no dimensions"),
     ],
 )
-def test_declarations_that_make_no_sense_are_refused(
-    runtime: spacetime.Runtime, dynamic: dict[str | int, Any], message: str
-) -> None:
+def test_declarations_that_make_no_sense_are_refused(runtime: spacetime.Runtime, dynamic: Any, message: str) -> None:
     with pytest.raises(spacetime.OptionError, match=message):
         runtime.add(bert(0), tokens(2, 8), "t0", dynamic=dynamic)
     assert runtime.tenants() == ()
@@ -234,6 +234,12 @@ def test_a_length_that_the_module_refuses_is_named(runtime: spacetime.Runtime) -
         runtime.add(Particular().eval(), example=(torch.randn(1, 8, 8),), name="p", dynamic={0: {1: (4, 16)}})
     later = runtime.add(Particular().eval(), example=(torch.randn(1, 8, 8),), name="p", dynamic={0: {1: (8, 16)}})
     assert later(torch.randn(1, 12, 8)).shape == (1, 12, 8)
+
+
+def test_an_input_whose_length_was_not_declared_is_no_bad_example(runtime: spacetime.Runtime) -> None:
+    with pytest.raises(spacetime.CaptureError, match=r"length 16(.|\n)*declare every input that has this length"):
+        runtime.add(bert(0), tokens(2, 8), "t0", dynamic={"token_ids": {1: (4, 16)}})
+    assert runtime.tenants() == ()
 
 
 def test_packed_copies_are_kept_for_every_length() -> None:
