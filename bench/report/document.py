@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.report import core, gemm, models, overheads, proofs, sources, studies, traffic
+from bench.report.answers import answers, tiles
 from bench.report.figures import Chart, Section, Sheet
 from bench.report.overview import overview
 from bench.report.rows import Rows, read
@@ -31,6 +32,7 @@ class Document(Value):
     title: str
     text: str
     highlights: tuple[tuple[str, str], ...]
+    answers: Sheet | None
     overview: Sheet | None
     sections: tuple[Section, ...]
     environments: tuple[dict[str, str], ...]
@@ -52,7 +54,8 @@ def document(results: Path) -> Document:
     return Document(
         title=TITLE,
         text=_text(rows),
-        highlights=tuple(reached.tile for reached in gemm.reached(rows)),
+        highlights=tiles(rows),
+        answers=answers(rows),
         overview=overview(rows, num_studies, len(proofs.profiles(results)), proved),
         sections=tuple(section for section in made if section is not None),
         environments=sources.environments(rows),

@@ -20,8 +20,8 @@ def text(document: Document) -> str:
     ]
     if document.highlights:
         parts.append("\n".join(_wrap(f"**{_plain(big)}** {_plain(small)}", "- ") for big, small in document.highlights))
-    if document.overview is not None:
-        parts += _sheet(document.overview)
+    for sheet in (document.answers, document.overview):
+        parts += [] if sheet is None else _sheet(sheet)
     for section in document.sections:
         parts += [f"## {section.title}", _wrap(_plain(section.text))]
         parts += [part for sheet in (*section.sheets, *section.more_sheets) for part in _sheet(sheet)]

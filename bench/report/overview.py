@@ -101,7 +101,7 @@ def _outdone(mine: Rows) -> str:
             told.append((_median(best) / max(_median(own), 1e-9), f"goodput in {own.unit}: {what}"))
     if not ours:
         return ""
-    return max(told)[1] if told else f"{traffic.PRODUCT} has the highest goodput everywhere"
+    return max(told)[1] if told else f"no policy has more goodput than {traffic.PRODUCT}"
 
 
 def _measurements(rows: Rows) -> list[Measurement]:

@@ -30,6 +30,7 @@ def html(document: Document) -> str:
             f"<title>{escape(document.title)}</title><style>{PROFILER_STYLE}{_STYLE}</style></head><body>",
             f"<header><h1>{escape(document.title)}</h1><p>{escape(document.text)}</p>{_contents(document)}</header>",
             _tiles(document),
+            "" if document.answers is None else _sheet(document.answers),
             "" if document.overview is None else _sheet(document.overview),
             *map(_section, document.sections),
             _sources(document),
