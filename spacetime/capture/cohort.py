@@ -137,6 +137,13 @@ class Cohort:
             layer.drop(member.slot)
         self._number_sharing()
 
+    def compact(self) -> list[Tensor]:
+        """Give back memory that tenants have left behind; what lanes that run may still read of it."""
+        own = [layer.slab for layer in self.layers if layer not in self._borrowed and layer.entries]
+        with torch.no_grad():
+            replaced = [slab.compact() for slab in own]
+        return [stack for stack in replaced if stack is not None]
+
     # -- accounts -------------------------------------------------------------------------------------
 
     def resident_bytes(self) -> int:

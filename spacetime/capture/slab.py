@@ -2,7 +2,8 @@
 
 `adopt` copies a tensor into the slab (or finds it there: tenants with identical weights share an entry);
 the tenant's own parameters then become views of the slab, so nothing is stored twice. Slabs grow by
-doubling; on a CPU the reserve is untouched virtual memory until it is used.
+doubling; on a CPU the reserve is untouched virtual memory until it is used, and a slab that most have left moves into
+fresh memory (`compact`), or what they wrote to would stay occupied.
 
 Slabs of one `Store` (store.py) also share contents with each other: an entry may be a *guest*, whose content lies in
 another slab. Its place in `stack` stays unwritten, so numbers of entries mean what they always do, and never change;
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from spacetime.capture.store import Store
 
 _RESERVE = 8  # entries, where memory that is not written to is not occupied: on a CPU
+_SPARSE = 4  # a slab is compacted when of so many places that were written to one is in use
 _SAMPLES = 512  # bytes hashed to find candidates; equality is then checked in full
 
 Readers = dict[Hashable, tuple[Tensor, ...]]
@@ -90,6 +92,7 @@ class Slab:
         self._by_fingerprint: dict[bytes, list[int]] = {}
         self._serials = count()
         self._num_guests = 0
+        self._written: set[int] = set()  # places of `stack` that are occupied, by whoever
         self._resting: dict[int, weakref.ref[Tensor]] = {}  # places not to be written to yet
         self.vacates = like.device.type == "cpu"  # do contents move out with their last user?
         self.on_change: Callable[[], None] = _nobody
@@ -107,6 +110,7 @@ class Slab:
         content = None if self._store is None else self._store.find(self.kind, fingerprint, tensor)
         if content is None:
             self.stack[index].copy_(tensor)
+            self._written.add(index)
             content = Content(self.stack[index], fingerprint, home=self)
             if self._store is not None:
                 self._store.enter(self.kind, content)
@@ -225,19 +229,20 @@ class Slab:
         assert self._store is not None
         place = self.stack[content.places[self]]
         place.copy_(content.view)
+        self._written.add(content.places[self])
         self._store.vacated.append(content.view)
         self._num_guests -= 1
         content.home = self
         content.move(place)
 
     def _free_index(self) -> int:
-        for index, entry in enumerate(self._entries):
-            if entry is None and not self._rests(index):
-                return index
-        if len(self._entries) == self.stack.shape[0]:
-            self._grow()
-        self._entries.append(None)
-        return len(self._entries) - 1
+        free = (index for index, entry in enumerate(self._entries) if entry is None and not self._rests(index))
+        index = next(free, len(self._entries))
+        if index >= self.stack.shape[0]:
+            self._move(self._room(index))
+        if index == len(self._entries):
+            self._entries.append(None)
+        return index
 
     def _rests(self, index: int) -> bool:
         """Has a content moved out of this place that somebody still has by name?"""
@@ -246,28 +251,47 @@ class Slab:
             del self._resting[index]
         return index in self._resting
 
-    def _grow(self) -> None:
-        """Lanes that run keep the old memory alive, or are given it by whoever has called adopt()."""
-        used = len(self._entries)
-        stack = self._allocate(self._room(used))
-        if not self._num_guests:
-            stack[:used].copy_(self.stack[:used])
+    def compact(self) -> Tensor | None:
+        """Into fresh memory, if most of what is occupied belongs to tenants that have left: the memory that it was in,
+        which lanes may still read. Numbers of entries stay.
+
+        Only on a CPU. A GPU has little reserve, and its graphs have addresses.
+        """
+        occupied = len(self._written)
+        if self._like.device.type != "cpu" or occupied <= _RESERVE or occupied <= _SPARSE * self.num_stored:
+            return None
+        used = [index for index, entry in enumerate(self._entries) if entry is not None]
+        before = self.stack
+        try:
+            self._move(self._room(max(used, default=-1) + 1))
+        except RuntimeError:  # there is no memory for a moment of both
+            return None
+        return before
+
+    def _move(self, capacity: int) -> None:
+        """Lanes that run keep the old memory alive, or are given it by whoever has called adopt() or compact()."""
+        stack = self._allocate(capacity)
         stored = [
             (index, entry.content)
             for index, entry in enumerate(self._entries)
             if entry is not None and entry.content.home is self
         ]
-        for index, content in stored if self._num_guests else ():  # places of guests stay unwritten
-            stack[index].copy_(content.view)
+        used = len(stored)
+        if stored and stored[-1][0] == used - 1:
+            stack[:used].copy_(self.stack[:used])
+        else:  # places of guests, and free ones, stay unwritten
+            for index, content in stored:
+                stack[index].copy_(content.view)
         if stack.is_cuda:  # a lane on another stream may read as soon as it finds the new memory
             torch.cuda.current_stream(stack.device).synchronize()
         self.stack = stack
         self._resting.clear()
+        self._written = {index for index, _ in stored}
         for index, content in stored:
             content.move(stack[index])
 
     def _room(self, used: int) -> int:
-        """Capacity for one more. A GPU occupies what is reserved, so its reserve is small, and copies are quick."""
+        """Capacity for so many and more. A GPU occupies what is reserved, so its reserve is small, and copies quick."""
         if self._like.device.type == "cpu":
             return max(_RESERVE, 2 * used)
         return used + max(1, used // _RESERVE)

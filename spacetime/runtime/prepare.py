@@ -123,7 +123,7 @@ class Preparer:
         """The tenant's lanes have ended: give its module memory of its own again."""
         del self.modules[name]
         self._leave(name)
-        self.hold(())
+        self.hold([stack for executable in self.cohorts.values() for stack in executable.cohort.compact()])
 
     def hold(self, replaced: Sequence[Tensor]) -> None:
         """Weights have moved: lanes that run, of any cohort since weights are shared, keep what they may still read."""

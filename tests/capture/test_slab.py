@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,15 +18,18 @@ def content(seed: int, shape: tuple[int, ...] = (3, 4)) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=30))
-def test_any_sequence_of_adoptions_and_releases_keeps_contents(steps: list[tuple[bool, int]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from(("adopt", "release", "compact")), st.integers(0, 5)), max_size=30))
+def test_any_sequence_of_adoptions_and_releases_keeps_contents(steps: list[tuple[str, int]]) -> None:
     slab = Slab(content(0))
     users: dict[int, int] = {}  # by seed of the content
     entry: dict[int, int] = {}
-    for adopts, seed in steps:
-        if adopts:
+    for step, seed in steps:
+        if step == "adopt":
             entry[seed] = slab.adopt(content(seed))
             users[seed] = users.get(seed, 0) + 1
+        elif step == "compact":
+            with patch.multiple("spacetime.capture.slab", _RESERVE=1, _SPARSE=1):
+                slab.compact()
         elif users.get(seed):
             slab.release(entry[seed])
             users[seed] -= 1
@@ -44,6 +49,47 @@ def test_growing_keeps_what_is_there_and_old_memory_readable() -> None:
         slab.adopt(content(seed))
     assert old.data_ptr() != slab.view(0).data_ptr()
     assert torch.equal(old, content(0))
+    assert torch.equal(slab.view(0), content(0))
+
+
+def test_a_slab_that_most_have_left_moves_into_fresh_memory() -> None:
+    slab = Slab(content(0))
+    entries = [slab.adopt(content(seed)) for seed in range(100)]
+    old = slab.view(entries[70])
+    for seed in range(100):
+        if seed not in (3, 70):
+            slab.release(entries[seed])
+    before = slab.compact()
+    assert before is not None and before.untyped_storage().data_ptr() == old.untyped_storage().data_ptr()
+    assert before.untyped_storage().data_ptr() != slab.stack.untyped_storage().data_ptr()
+    assert torch.equal(old, content(70)), "lanes that run may still read it"
+    for seed in (3, 70):
+        assert torch.equal(slab.view(entries[seed]), content(seed)), "numbers of entries stay"
+    assert slab.compact() is None, "there is nothing left to give back"
+    again = [slab.adopt(content(seed)) for seed in range(200, 350)]
+    assert all(torch.equal(slab.view(entry), content(seed)) for entry, seed in zip(again, range(200, 350), strict=True))
+
+
+def test_a_slab_that_is_in_use_stays_where_it_is() -> None:
+    slab = Slab(content(0))
+    entries = [slab.adopt(content(seed)) for seed in range(20)]
+    stack = slab.stack
+    for entry in entries[:14]:
+        slab.release(entry)
+        assert slab.compact() is None
+    assert slab.stack is stack
+
+
+def test_without_memory_for_both_a_slab_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    slab = Slab(content(0))
+    for entry in [slab.adopt(content(seed)) for seed in range(20)][1:]:
+        slab.release(entry)
+
+    def refuse(capacity: int) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(slab, "_allocate", refuse)
+    assert slab.compact() is None
     assert torch.equal(slab.view(0), content(0))
 
 

@@ -135,7 +135,7 @@ def house() -> Iterator[House]:
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3), st.integers(0, 1)), max_size=12))
 def test_any_order_of_joining_and_leaving_stores_every_content_once(steps: list[tuple[int, int, int]]) -> None:
     """Who is present leaves, who is not joins: an architecture, a seed of the weights, and one of two alike."""
-    with patch.object(slab, "_RESERVE", 1):
+    with patch.object(slab, "_RESERVE", 1), patch.object(slab, "_SPARSE", 1):  # compact wherever somebody has left
         house = House()
         for kind, seed, twin in steps:
             name = f"{kind}/{seed}/{twin}"
@@ -145,6 +145,8 @@ def test_any_order_of_joining_and_leaving_stores_every_content_once(steps: list[
                 for key, tensor in named_tensors(module).items():
                     assert torch.equal(tensor, house.before[name][key])
                     assert tensor.untyped_storage().data_ptr() not in homes, key
+                for executable in house.executables:
+                    executable.cohort.compact()
             else:
                 house.add(name, kind, headed(kind, seed))
             house.check()

@@ -139,3 +139,35 @@ def test_a_module_may_move_to_another_runtime() -> None:
         with st.Runtime() as rt:
             assert_equal(rt.add(module, EXAMPLE, "t")(X), expected)
     assert torch.equal(plain(module, X), expected)
+
+
+@pytest.mark.parametrize("policy", ["space_time", "time_slice"])
+def test_who_stays_is_served_while_the_memory_of_those_who_leave_is_given_back(policy: str) -> None:
+    """A cohort that most have left moves into fresh memory under the lanes that read it."""
+    staying, leaving = tiny(99), [tiny(seed) for seed in range(24)]
+    expected = plain(staying, X)
+    done = threading.Event()
+    wrong: list[Tensor] = []
+
+    def call() -> None:
+        while not done.is_set():
+            got = handle.submit(X).result(PATIENCE_S)
+            if not torch.allclose(got, expected, rtol=1e-5, atol=1e-6):
+                wrong.append(got)
+
+    with st.Runtime(policy=policy) as rt:
+        handles = [rt.add(module, EXAMPLE, f"t{index}") for index, module in enumerate(leaving)]
+        handle = rt.add(staying, EXAMPLE, "staying")
+        caller = threading.Thread(target=call)
+        caller.start()
+        try:
+            before = memory_of(staying)
+            for other in handles:
+                other(X)
+                rt.remove(other.name)
+            assert not before & memory_of(staying), "the memory of all of them is gone"
+        finally:
+            done.set()
+            caller.join(PATIENCE_S)
+        assert_equal(handle(X), expected)
+    assert not wrong
