@@ -68,11 +68,18 @@ class MergedProgram(Value):
         return 1 - self.num_launches / self.num_alone if self.num_alone else 0.0
 
     @cached_property
+    def num_products_alone(self) -> int:
+        """Of `num_alone`, matrix products, convolutions and attention: where the time goes."""
+        return sum(map(num_products, self.programs))
+
+    @cached_property
+    def num_products(self) -> int:
+        return sum(is_product(self.kernel(step.parts[0])) for step in self.steps)
+
+    @property
     def products_saved(self) -> float:
-        """`saved`, of launches of matrix products, convolutions and attention only: where the time goes."""
-        alone = sum(is_product(kernel) for program in self.programs for kernel in program.kernels)
-        merged = sum(is_product(self.kernel(step.parts[0])) for step in self.steps)
-        return 1 - merged / alone if alone else 0.0
+        """`saved`, of launches of products only."""
+        return 1 - self.num_products / self.num_products_alone if self.num_products_alone else 0.0
 
     @cached_property
     def steps_of(self) -> tuple[tuple[int, ...], ...]:
@@ -134,6 +141,10 @@ def is_same_work(one: Kernel, other: Kernel) -> bool:
 
 def is_product(kernel: Kernel) -> bool:
     return kernel.kind != "other"
+
+
+def num_products(program: Program) -> int:
+    return sum(map(is_product, program.kernels))
 
 
 def dtype_of(kernel: Kernel) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spacetime.backends.executables import CohortExecutable
 from spacetime.backends.families import LengthsExecutable
 from spacetime.backends.intercepted import InterceptedExecutable
 from spacetime.capture.cohort import Cohort
+from spacetime.merged import is_product
 from spacetime.profiler.figures import print_op, shorten
 from spacetime.runtime.memory import NO_MEMORY, MemoryReport, memory_lines
 from spacetime.runtime.merged_report import MergedReport
@@ -36,6 +38,7 @@ class KernelReport(Value):
     sharing_tenants: int  # tenants whose weights for it are somebody else's as well
     kernel: str = ""  # what it ran as the last time, where a GPU has a choice
     plain_because: str = ""  # why that is plain torch
+    is_product: bool = False  # a matrix product, a convolution, attention: where the time goes
 
     @property
     def why(self) -> str:
@@ -128,6 +131,29 @@ class ApartReport(Value):
 
 
 @dataclass(frozen=True, slots=True)
+class LaunchReport(Value):
+    """Launches for one request of each fused tenant, by the kernels of their programs; how many of them are products.
+
+    A kernel of a program counts as one wherever it runs, also where a device needs none for it.
+    """
+
+    tenants: int
+    alone: int  # every tenant by itself
+    in_cohorts: int
+    merged: int  # with what cohorts have in common; as `in_cohorts` where nothing is merged
+    products_alone: int
+    products_in_cohorts: int
+    products_merged: int
+
+    def __str__(self) -> str:
+        return (
+            f"launches for one request of each of {self.tenants} tenants: "
+            f"{_saved(self.alone, self.in_cohorts, self.merged)}; of these matrix products: "
+            f"{_saved(self.products_alone, self.products_in_cohorts, self.products_merged)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation(Value):
     """Who shares what with whom, and why not. Print it; or read its fields, which to_json() has, too."""
 
@@ -145,10 +171,16 @@ class Explanation(Value):
     unmerged: tuple[str, ...] = ()  # what could share none, and why
     stale: tuple[Staleness, ...] = ()  # cohorts that have come to take longer or less long than they did
 
+    @property
+    def launches(self) -> LaunchReport | None:
+        """What sharing saves; None where nobody has anybody to share with."""
+        return launch_report(self.cohorts, self.merged)
+
     def __str__(self) -> str:
         lines = [f"{self.device}: {self.num_units} units, policy {self.policy}"]
         if self.unconfined:
             lines.append(f"lanes are not confined to partitions: {self.unconfined}")
+        lines += [str(self.launches)] if self.launches is not None else []
         for cohort in self.cohorts:
             lines += _cohort_lines(cohort)
         forms = {kernel.form for cohort in self.cohorts for kernel in cohort.kernels}
@@ -182,6 +214,7 @@ def cohort_report(executable: CohortExecutable, trace: Trace) -> CohortReport:
                 forms.get(cohort.captured.kernel_nodes[kernel.index], "folded"),
                 *_weights(cohort, kernel.weights),
                 *chosen.get(cohort.captured.kernel_nodes[kernel.index], ("", "")),
+                is_product(kernel),
             )
             for kernel in cohort.program.kernels
         ),
@@ -191,6 +224,25 @@ def cohort_report(executable: CohortExecutable, trace: Trace) -> CohortReport:
         one_call_rows=0 if isinstance(whole, str) else whole.most_rows,
         no_one_call=whole if isinstance(whole, str) else "",
         keeps_order=cohort.keeps_order,
+    )
+
+
+def launch_report(cohorts: Sequence[CohortReport], merged: Sequence[MergedReport]) -> LaunchReport | None:
+    """Of merged executions the one that saves most: others are of some of its members."""
+    tenants = [len(cohort.tenants) for cohort in cohorts]
+    if sum(tenants) < 2:
+        return None
+    counts = []
+    for kernels in ([cohort.kernels for cohort in cohorts], [_products_of(cohort) for cohort in cohorts]):
+        pairs = list(zip(tenants, kernels, strict=True))
+        alone = sum(number * len(its) for number, its in pairs)
+        fused = sum(number if kernel.form == "per tenant" else 1 for number, its in pairs for kernel in its)
+        counts.append((alone, fused))
+    (alone, in_cohorts), (products_alone, products) = counts
+    best = max(merged, key=lambda one: one.num_alone - one.num_launches, default=None)
+    spared, spared_products = (0, 0) if best is None else (best.num_alone - best.num_launches, best.products_spared)
+    return LaunchReport(
+        sum(tenants), alone, in_cohorts, in_cohorts - spared, products_alone, products, products - spared_products
     )
 
 
@@ -284,6 +336,15 @@ def _one_call(cohort: CohortReport) -> str:
     if cohort.one_call_rows:
         return f"where requests have at most {cohort.one_call_rows} rows"
     return f"no, {cohort.no_one_call}"
+
+
+def _products_of(cohort: CohortReport) -> tuple[KernelReport, ...]:
+    return tuple([kernel for kernel in cohort.kernels if kernel.is_product])
+
+
+def _saved(alone: int, in_cohorts: int, merged: int) -> str:
+    told = f"{alone} alone, {in_cohorts} in lanes of cohorts ({1 - in_cohorts / max(alone, 1):.1%} saved)"
+    return told if merged == in_cohorts else f"{told}, {merged} where cohorts merge ({1 - merged / max(alone, 1):.1%})"
 
 
 def _ran(kernel: KernelReport) -> str:

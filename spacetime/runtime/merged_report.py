@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from spacetime.backends.merged import MergedExecutable
 from spacetime.merging import KernelFate, explain
+from spacetime.merging.explain import WHY
 from spacetime.plan import MergedView
+from spacetime.profiler.figures import print_op, shorten
 from spacetime.trace import Trace
 from spacetime.values import Value
 
@@ -32,6 +34,8 @@ class MergedReport(Value):
     num_launches: int  # ... and merged
     num_alone_executed: int  # the same of what is called: a kernel that another one has absorbed is no launch
     num_launches_executed: int
+    num_products_alone: int  # of `num_alone`: matrix products, convolutions, attention, where the time goes ...
+    num_products: int  # ... and merged
     apart: tuple[str, ...]  # what is called apart all the same, and why
     num_lanes: int  # merged ones among those in the trace
 
@@ -43,15 +47,26 @@ class MergedReport(Value):
     def saved_executed(self) -> float:
         return 1 - self.num_launches_executed / self.num_alone_executed if self.num_alone_executed else 0.0
 
+    @property
+    def products_spared(self) -> int:
+        return self.num_products_alone - self.num_products
+
+    @property
+    def products_saved(self) -> float:
+        return 1 - self.num_products / self.num_products_alone if self.num_products_alone else 0.0
+
     def __str__(self) -> str:
         lines = [
             f"merged {' + '.join(member.cohort for member in self.members)}: {self.num_alone_executed} launches in "
             f"{self.num_launches_executed} ({self.saved_executed:.1%} saved; by kernels {self.num_alone} in "
-            f"{self.num_launches}, {self.saved:.1%}), {self.num_lanes} of the last lanes",
+            f"{self.num_launches}, {self.saved:.1%}; of matrix products {self.num_products_alone} in "
+            f"{self.num_products}, {self.products_saved:.1%}), {self.num_lanes} of the last lanes",
             *(f"  member {member.cohort}: {', '.join(member.tenants)}" for member in self.members),
             f"  {'op':<30} {'kernels':>7} {'shared':>6} {'grouped':>7} {'alone':>5}  why alone",
             *_operation_lines(self.kernels),
         ]
+        given = dict.fromkeys(kernel.reason for kernel in self.kernels if kernel.reason)
+        lines += [f"  {reason}: {WHY[reason]}" for reason in given]
         reasons = Counter(note.rpartition(": ")[2] for note in self.apart)
         lines += [f"  {count} called apart all the same: {reason}" for reason, count in reasons.most_common()]
         return "\n".join(lines)
@@ -73,6 +88,8 @@ def merged_report(
         num_launches=merged.num_launches,
         num_alone_executed=schedule.num_alone,
         num_launches_executed=schedule.num_launches,
+        num_products_alone=merged.num_products_alone,
+        num_products=merged.num_products,
         apart=(*notes, *executable.apart),
         num_lanes=sum(event.lane.cohort == view.id for event in trace.events),
     )
@@ -93,6 +110,5 @@ def _operation_line(op: str, kernels: Sequence[KernelFate]) -> str:
     forms = Counter(kernel.form for kernel in kernels)
     reasons = Counter(kernel.reason for kernel in kernels if kernel.reason)
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    return (
-        f"  {op:<30} {len(kernels):>7} {forms['shared']:>6} {forms['grouped']:>7} {forms['alone']:>5}  {why}".rstrip()
-    )
+    counts = f"{forms['shared']:>6} {forms['grouped']:>7} {forms['alone']:>5}"
+    return f"  {shorten(print_op(op), 30):<30} {len(kernels):>7} {counts}  {why}".rstrip()

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 import spacetime as st
-from spacetime.runtime.explain import ApartReport, Explanation
+from spacetime.runtime.explain import ApartReport, CohortReport, Explanation, KernelReport
 from tests.runtime.models import EXAMPLE, Branching, X, tiny
 
 
@@ -58,6 +58,23 @@ def test_the_table_says_the_same(rt: st.Runtime) -> None:
     lane = cohort.last_lane
     assert lane is not None
     assert f"{lane.granted_units} units (asked {lane.asked_units}), {lane.duration_us} us" in text
+
+
+def test_launches_are_those_of_lanes_beside_those_of_everybody_alone(rt: st.Runtime) -> None:
+    launches = rt.explain().launches
+    assert launches is not None and launches.tenants == 2, "of an opaque one nobody knows them"
+    assert (launches.alone, launches.in_cohorts, launches.merged) == (6, 3, 3)
+    assert (launches.products_alone, launches.products_in_cohorts, launches.products_merged) == (4, 2, 2)
+    assert "6 alone, 3 in lanes of cohorts (50.0% saved)" in str(rt.explain())
+    rt.remove("second")
+    assert rt.explain().launches is None, "there is nobody to share with"
+
+
+def test_an_operation_without_a_slot_form_is_launched_for_every_tenant() -> None:
+    kernels = tuple([KernelReport(i, "k", "op", form, 0, 0) for i, form in enumerate(("slot", "per tenant", "folded"))])
+    cohort = CohortReport("c", ("a", "b", "c"), kernels, 0, None)
+    launches = Explanation("cpu", 2, "space_time", (cohort,), ()).launches
+    assert launches is not None and (launches.alone, launches.in_cohorts) == (9, 5)
 
 
 def test_an_explanation_makes_a_json_round_trip(rt: st.Runtime) -> None:

@@ -149,6 +149,10 @@ def test_explain_says_who_shares_launches_and_what_that_saves(served: Served) ->
     assert {kernel.op for kernel in report.kernels if kernel.form == "shared"} == {"linear", "relu"}
     assert all(kernel.reason for kernel in report.kernels if kernel.form == "alone")
     text = str(explanation)
+    assert (report.num_products_alone, report.num_products) == (2 + 3 + 1, 4)
+    launches = explanation.launches
+    assert launches is not None and launches.in_cohorts - launches.merged == 3
+    assert launches.products_in_cohorts - launches.products_merged == 2
     assert "11 launches in 8 (27.3% saved" in text and "why alone" in text and explanation.unmerged == ()
     assert Explanation.from_json(explanation.to_json()) == explanation
 
