@@ -12,6 +12,7 @@ from spacetime.profiler.environment import environment_of
 from spacetime.profiler.profile import Profile
 from spacetime.profiler.table import MeasuredTable
 from spacetime.scheduler.protocols import Backend
+from spacetime.scheduler.recorder import Recorder
 
 
 def check_flags(**flags: Any) -> None:
@@ -19,6 +20,14 @@ def check_flags(**flags: Any) -> None:
     for option, value in flags.items():
         if not isinstance(value, bool):
             raise OptionError(f"{option} is {value!r}", "it must be True or False", "correct it, or leave it out")
+
+
+def recorder_of(record: Any) -> Recorder | None:
+    """For everything, for so many entries, or none."""
+    if isinstance(record, int) and record >= 0:
+        return None if record is False or record == 0 else Recorder(None if record is True else record)
+    facts = "it must be True, False, or how many entries to keep"
+    raise OptionError(f"record is {record!r}", facts, "correct it, or leave it out")
 
 
 def check_profile(profile: Any) -> None:

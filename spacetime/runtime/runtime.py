@@ -27,7 +27,7 @@ from spacetime.runtime.contract import Contract, contract_of
 from spacetime.runtime.explain import ApartReport, Explanation, cohort_report, lengths_report, opaque_report
 from spacetime.runtime.memory import FIGURES, Holding, Ledger, MemoryReport, lane_bytes
 from spacetime.runtime.merging import Merging
-from spacetime.runtime.options import check_flags, check_profile, chosen, table_of
+from spacetime.runtime.options import check_flags, check_profile, chosen, recorder_of, table_of
 from spacetime.runtime.prepare import Prepared, Preparer
 from spacetime.runtime.tenant import Tenant, Wrapped
 from spacetime.runtime.undo import prepare_whole, release
@@ -37,7 +37,6 @@ from spacetime.scheduler.driver import Driver, Result
 from spacetime.scheduler.journal import Journal
 from spacetime.scheduler.loop import Post, Scheduler
 from spacetime.scheduler.protocols import Backend, Policy
-from spacetime.scheduler.recorder import Recorder
 from spacetime.scheduler.registry import get_policy
 from spacetime.scheduler.request import TenantSpec, limit_us, make_request
 from spacetime.trace import Trace
@@ -70,7 +69,7 @@ class Runtime:
         merge: bool = False,
         admission: str = "warn",
         profile: Profile | None = None,
-        record: bool = False,
+        record: bool | int = False,
     ) -> None:
         """`device`: "auto" (a GPU that torch can use, else the CPU), "cpu", "cuda:0", "hip:0", or a backend itself.
         `policy`: a name, docs/index.md lists them, or a function `(Snapshot, CostModel) -> Plan`.
@@ -85,10 +84,11 @@ class Runtime:
 
         `admission`: what add() does with a tenant that cannot make its SLO, comes to an overloaded device or does
         not fit into memory: "warn", "reject" (AdmissionError), or "off": nothing is predicted. `profile`: what was
-        measured on this machine, for better first guesses. `record=True` keeps a journal of all decisions.
+        measured on this machine, for better first guesses. `record=100_000` keeps a journal of the scheduler's first
+        so many calls and its decisions: four a request, 0.3 KB each. `record=True` keeps all of them.
         """
         check_option(admission)
-        check_flags(prepack=prepack, intercept=intercept, merge=merge, record=record)
+        check_flags(prepack=prepack, intercept=intercept, merge=merge)
         check_profile(profile)
         if prepack and not prepacked_conv.available():
             raise OptionError(
@@ -101,7 +101,7 @@ class Runtime:
         self._memory = memory_of(self._backend)
         self._torch_device = self._memory.torch_device
         self._ledger = Ledger()
-        self._recorder = Recorder() if record else None
+        self._recorder = recorder_of(record)
         self._costs = OnlineCosts() if self._recorder is None else self._recorder.costs
         self._table = None if profile is None else table_of(profile, self._backend.device, self._memory.unconfined)
         copies = 2 if prepack else 1
@@ -368,7 +368,7 @@ class Runtime:
         return self._driver.call(lambda scheduler: scheduler.trace())
 
     def journal(self) -> Journal:
-        """Everything that entered the scheduler, and its plans: `replay` makes them again. Needs `record=True`."""
+        """Everything that entered the scheduler, and its plans: `replay` makes them again. Needs `record`."""
         recorder = self._recorder
         if recorder is None:
             raise OptionError("this runtime keeps no journal", "record is False", "make it with Runtime(record=True)")

@@ -115,6 +115,7 @@ class Journal(Value):
     options: tuple[tuple[str, Option], ...]  # of the Scheduler
     entries: tuple[Entry, ...]
     interrupted: bool = False  # something like Ctrl-C broke into a call; what came after it is not recorded
+    is_full: bool = False  # it has as many entries as it may have; what came after them is not recorded
 
     @property
     def plans(self) -> tuple[Plan, ...]:

@@ -31,10 +31,14 @@ Argument = Registration | MergedRegistration | TenantSpec | MergedView | Request
 
 
 class Recorder:
-    """Records one scheduler and its cost model, `costs`, which is to be told about cohorts as any other."""
+    """Records one scheduler and its cost model, `costs`, which is to be told about cohorts as any other.
 
-    def __init__(self) -> None:
+    `most_entries`: of the beginning so many, since a replay needs it; None: everything.
+    """
+
+    def __init__(self, most_entries: int | None = None) -> None:
         self.costs = RecordingCosts(self)
+        self._most_entries = most_entries
         self._entries: list[Entry] = []
         self._present: _Present | None = None
         self._interrupted = False
@@ -60,15 +64,26 @@ class Recorder:
         """What has been recorded. Call it where the scheduler may be called: between two of its calls."""
         assert self._scheduler is not None, "nothing is being recorded"
         backend = self._scheduler.backend
-        entries = tuple(self._entries)
-        return Journal(self._policy, backend.device, backend.capabilities, self._options, entries, self._interrupted)
+        return Journal(
+            self._policy,
+            backend.device,
+            backend.capabilities,
+            self._options,
+            tuple(self._entries),
+            self._interrupted,
+            self._is_full,
+        )
+
+    @property
+    def _is_full(self) -> bool:
+        return self._most_entries is not None and len(self._entries) >= self._most_entries
 
     # -- for the parts below ------------------------------------------------------------------------------
 
     @contextmanager
     def entry(self, call: str, argument: Argument = None) -> Iterator[None]:
         """Record a call; those that it makes itself are part of it."""
-        if self._present is not None or self._interrupted:
+        if self._present is not None or self._interrupted or self._is_full:
             yield
             return
         present = self._present = _Present()
@@ -83,12 +98,13 @@ class Recorder:
             raise
         finally:
             self._present = None
-            if not self._interrupted:
+            if not self._interrupted and not self._is_full:
                 self._entries.append(present.close(call, argument, error))
 
     def registered(self, registration: Registration | MergedRegistration) -> None:
         """Cohorts are registered before the scheduler knows them, from any thread."""
-        self._entries.append(Entry("register", registration))
+        if not self._is_full:
+            self._entries.append(Entry("register", registration))
 
     @property
     def present(self) -> _Present | None:

@@ -53,7 +53,7 @@ def test_numbers_of_other_kinds_are_numbers(rt: st.Runtime) -> None:
     assert_equal(tenant(X), plain(tiny(), X))
 
 
-@pytest.mark.parametrize("option", ["prepack", "intercept", "merge", "record"])
+@pytest.mark.parametrize("option", ["prepack", "intercept", "merge"])
 def test_flags_of_the_runtime_are_flags(option: str) -> None:
     with pytest.raises(st.OptionError) as caught:
         st.Runtime(**{option: "no"})  # type: ignore[arg-type]
@@ -71,3 +71,9 @@ def test_what_the_runtime_is_made_of() -> None:
         st.Runtime(policy=None)  # type: ignore[arg-type]
     with st.Runtime(device=torch.device("cpu")) as rt:
         assert_equal(rt.add(tiny(), EXAMPLE, "t")(X), plain(tiny(), X))
+
+
+@pytest.mark.parametrize("record", ["no", -1, 2.5, None])
+def test_how_much_is_recorded_is_a_number_or_a_flag(record: Any) -> None:
+    with pytest.raises(st.OptionError, match="how many entries to keep"):
+        st.Runtime("cpu", record=record)

@@ -26,8 +26,24 @@ def test_a_recorded_runtime_replays() -> None:
     assert found.difference is None and len(found.plans) > 0
 
 
-def test_without_recording_there_is_no_journal() -> None:
-    with st.Runtime("cpu") as rt, pytest.raises(st.OptionError, match="keeps no journal"):
+def test_a_journal_of_the_beginning_stops_growing_and_replays() -> None:
+    with st.Runtime("cpu", "time_slice", record=25) as rt:
+        tenant = rt.add(tiny(), EXAMPLE, "t")
+        for _ in range(3):
+            tenant(X)
+        early = rt.journal()
+        for _ in range(20):
+            tenant(X)
+        journal = rt.journal()
+    assert len(journal.entries) == 25 and journal.is_full and not early.is_full
+    assert journal.entries[: len(early.entries)] == early.entries, "it is the beginning, not the end, that is kept"
+    found = replay(journal)
+    assert found.difference is None and len(found.plans) >= 3
+
+
+@pytest.mark.parametrize("record", [False, 0])
+def test_without_recording_there_is_no_journal(record: bool | int) -> None:
+    with st.Runtime("cpu", record=record) as rt, pytest.raises(st.OptionError, match="keeps no journal"):
         rt.journal()
 
 
