@@ -152,6 +152,9 @@ def _unknown_result(error: Exception, module: nn.Module) -> str | None:
 
 
 def _refusal(error: Exception) -> str:
+    fixed = re.search(r"specialized it to be a constant \((\d+)\)", str(error))
+    if fixed is not None:  # nothing else was to vary
+        return f"the code fixes the number of rows to {fixed[1]}"
     return f"torch.export refused the module: {_first_line(error)}"
 
 
