@@ -103,10 +103,11 @@ class InputContract:
             raise self._error(f"input {index} is {tensor.dtype}", f"the example is {like.dtype}", "convert it")
         if tensor.ndim != like.ndim or tensor.shape[1:] != like.shape[1:]:
             expected = ", ".join(["rows", *map(str, like.shape[1:])])
+            lacks_rows = tensor.shape == like.shape[1:]
             raise self._error(
                 f"input {index} has shape {tuple(tensor.shape)}",
                 f"expected ({expected})",
-                "add another tenant with an example of this shape",
+                "pass x[None], a row by itself" if lacks_rows else "add another tenant with an example of this shape",
             )
         if tensor.shape[0] != rows:
             raise self._error(

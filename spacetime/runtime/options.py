@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -14,12 +16,22 @@ from spacetime.profiler.table import MeasuredTable
 from spacetime.scheduler.protocols import Backend
 from spacetime.scheduler.recorder import Recorder
 
+MOST_NAMED = 8  # tenants, in an error
+
 
 def check_flags(**flags: Any) -> None:
     """What is true of "no" as well would be taken for yes."""
     for option, value in flags.items():
         if not isinstance(value, bool):
             raise OptionError(f"{option} is {value!r}", "it must be True or False", "correct it, or leave it out")
+
+
+def no_tenant(name: str, known: Collection[str]) -> OptionError:
+    """Of many tenants only those whose names are most like it."""
+    alike = sorted(known) if len(known) <= MOST_NAMED else get_close_matches(str(name), known, MOST_NAMED, cutoff=0.0)
+    others = f", and {len(known) - len(alike)} more" if len(alike) < len(known) else ""
+    facts = f"known: {', '.join(alike) or 'none'}{others}"
+    return OptionError(f"tenant {name!r} does not exist", facts, "name one of these")
 
 
 def recorder_of(record: Any) -> Recorder | None:

@@ -17,7 +17,7 @@ from spacetime.backends import make_backend, memory_of
 from spacetime.backends.meeting import require_greenlet
 from spacetime.backends.threads import on_passing_thread, release_team
 from spacetime.capture.lengths import Declared, Lengths
-from spacetime.capture.named import Example, input_names, positional
+from spacetime.capture.named import Example, input_names, omitted_inputs, positional
 from spacetime.errors import AdmissionError, ClosedError, OptionError, RejectedError, SpacetimeError
 from spacetime.kernels import prepacked_conv
 from spacetime.profiler.profile import Profile
@@ -27,7 +27,7 @@ from spacetime.runtime.contract import Contract, contract_of
 from spacetime.runtime.explain import ApartReport, Explanation, cohort_report, lengths_report, opaque_report
 from spacetime.runtime.memory import FIGURES, Holding, Ledger, MemoryReport, lane_bytes
 from spacetime.runtime.merging import Merging
-from spacetime.runtime.options import check_flags, check_profile, chosen, recorder_of, table_of
+from spacetime.runtime.options import check_flags, check_profile, chosen, no_tenant, recorder_of, table_of
 from spacetime.runtime.prepare import Prepared, Preparer
 from spacetime.runtime.tenant import Tenant, Wrapped
 from spacetime.runtime.undo import prepare_whole, release
@@ -146,7 +146,7 @@ class Runtime:
         stats() and for remove().
 
         `example`: a tuple of positional inputs, or inputs by name as a tokenizer gives them, {"input_ids": ids,
-        "attention_mask": mask}; requests have the same ones, with any number of rows.
+        "attention_mask": mask}; requests have the same ones, with any number of rows. What is None stays None.
 
         `slo_ms`: the latency that requests should keep to. `weight`: of its share of the device where there is not
         enough for all, beside others'. `priority`: lower ones come first. Of its requests `max_queue` may wait, the
@@ -202,7 +202,7 @@ class Runtime:
             self._ledger.update(self._holdings())
             if self._merging is not None and prepared.cohort is not None and prepared.cohort == spec.cohort:
                 self._merging.joined(name, spec.cohort, self._preparer.cohorts[spec.cohort], inputs)
-        return Tenant(name, partial(self._submit, name, contract), input_names(module))
+        return Tenant(name, partial(self._submit, name, contract), input_names(module), omitted_inputs(module))
 
     def _check_lane(self, candidate: Candidate, prepared: Prepared) -> AdmissionError | None:
         if prepared.cohort is None:
@@ -240,8 +240,7 @@ class Runtime:
 
     def _find(self, name: str) -> _Resident:
         if name not in self._residents:
-            known = ", ".join(sorted(self._residents)) or "none"
-            raise OptionError(f"tenant {name!r} does not exist", f"known: {known}", "name one of these")
+            raise no_tenant(name, self._residents)
         return self._residents[name]
 
     def _drained(self, name: str) -> _Resident:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -22,27 +22,32 @@ class Tenant:
     `bert(**tokenizer(texts, return_tensors="pt"))`.
     """
 
-    def __init__(self, name: str, submit: Submit, inputs: tuple[str, ...] = ()) -> None:
-        """`inputs`: what its positional inputs are called, in order."""
+    def __init__(
+        self, name: str, submit: Submit, inputs: tuple[str, ...] = (), omitted: Mapping[int, str] | None = None
+    ) -> None:
+        """`inputs`: what its positional inputs are called, in order. `omitted`: positions between them, and their
+        names, that were None in the example, where a call may say None as well.
+        """
         self.name = name
         self._submit = submit
         self._inputs = inputs
+        self._omitted = dict(omitted or {})
 
     def __call__(self, /, *args: Any, **named: Any) -> Any:
         """The module's result for these inputs; blocks until it is there."""
-        if named:
+        if named or self._omitted:
             args = self._in_order(args, named)
         return self._submit(args, True).result()
 
     def submit(self, /, *args: Any, **named: Any) -> Future[Any]:
         """The result as a future. Cancelling it works until its lane starts."""
-        if named:
+        if named or self._omitted:
             args = self._in_order(args, named)
         return self._submit(args, False)
 
     async def asubmit(self, /, *args: Any, **named: Any) -> Any:
         """The result, for asyncio."""
-        if named:
+        if named or self._omitted:
             args = self._in_order(args, named)
         result = self._submit(args, True)
         # What one iteration of the event loop submits is planned together, by the next one. Lanes run elsewhere, but
@@ -56,7 +61,11 @@ class Tenant:
             del wrapped
 
     def _in_order(self, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-        """All inputs by position: the named ones are those that follow."""
+        """All inputs by position: the named ones are those that follow. None where the example had it is left out."""
+        if self._omitted:
+            args = tuple([arg for position, arg in enumerate(args) if arg is not None or position not in self._omitted])
+            absent = self._omitted.values()
+            named = {name: value for name, value in named.items() if value is not None or name not in absent}
         following = self._inputs[len(args) : len(args) + len(named)]
         if named.keys() != set(following):
             wrong = ", ".join(name for name in named if name not in following)

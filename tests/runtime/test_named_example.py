@@ -76,6 +76,38 @@ def test_lengths_may_vary_by_name() -> None:
         assert_equal(handle(input_ids=ids, attention_mask=mask), plain(Encoder(), ids, mask))
 
 
+def test_what_is_none_in_the_example_shares_launches_and_may_be_said_in_calls() -> None:
+    with st.Runtime() as rt:
+        rt.add(Encoder(), (IDS, MASK), "plain")
+        handles = [
+            rt.add(Decoder(), (IDS, None, MASK), "by position"),
+            rt.add(Decoder(), NAMED | {"past": None}, "named"),
+        ]
+        assert len(rt.explain().cohorts[0].tenants) == 3 and not rt.explain().opaque
+        for handle in handles:
+            assert_equal(handle(IDS, None, MASK), EXPECTED)
+            assert_equal(handle(IDS, MASK), EXPECTED)
+            assert_equal(handle(IDS, past=None, attention_mask=MASK), EXPECTED)
+            assert_equal(handle.submit(IDS, None, attention_mask=MASK).result(), EXPECTED)
+            with pytest.raises(st.InputError, match="takes 2 inputs"):
+                handle(IDS, MASK, MASK)
+            with pytest.raises(st.InputError, match="past cannot be given by name"):
+                handle(IDS, past=MASK, attention_mask=MASK)
+            with pytest.raises(st.InputError):
+                handle(None, None, MASK)
+
+
+def test_an_example_of_nothing_but_none_is_the_modules_own_affair() -> None:
+    with st.Runtime() as rt, pytest.raises(st.CaptureError, match="fails on its own example"):
+        rt.add(Encoder(), (None, None), "t")
+
+
+def test_none_with_exact_kernels() -> None:
+    with st.Runtime() as rt:
+        handle = rt.add(Decoder(), {"input_ids": IDS, "attention_mask": MASK, "past": None}, "t", exact=True)
+        assert_equal(handle(IDS, None, MASK), EXPECTED)
+
+
 def test_a_drop_in_takes_the_same_names() -> None:
     with st.Runtime() as rt:
         module = Decoder()

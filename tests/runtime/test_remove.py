@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import spacetime as st
+from spacetime.runtime.options import no_tenant
 from spacetime.zoo import build, example
 from tests.runtime.models import EXAMPLE, PATIENCE_S, Gate, X, assert_equal, assert_three_parts, plain, tiny
 
@@ -94,6 +95,12 @@ def test_an_unknown_name(rt: st.Runtime) -> None:
         with pytest.raises(st.OptionError) as caught:
             rt.remove(name)
         assert_three_parts(caught.value, f"tenant {name!r} does not exist", "known: known, other", "one of these")
+
+
+def test_of_many_tenants_an_error_names_those_that_are_most_alike() -> None:
+    error = no_tenant("cats-7", [f"dogs-{index}" for index in range(60)] + ["cats-17"])
+    assert_three_parts(error, "tenant 'cats-7' does not exist", "known: cats-17, ", "name one of these")
+    assert error.facts.endswith(", and 53 more")
 
 
 def test_what_waits_is_rejected_and_what_runs_ends(rt: st.Runtime) -> None:

@@ -49,6 +49,7 @@ def house() -> Iterator[House]:
 
 BAD_INPUTS: list[tuple[tuple[Any, ...], str, str, str]] = [
     ((X[:, :3],), "input 0 has shape (2, 3)", "expected (rows, 4)", "another tenant"),
+    ((X[0],), "input 0 has shape (4,)", "expected (rows, 4)", "x[None]"),
     ((X[None],), "input 0 has shape (1, 2, 4)", "expected (rows, 4)", "another tenant"),
     ((X[0, 0],), "input 0 has shape ()", "expected (rows, 4)", "another tenant"),
     ((X.double(),), "input 0 is torch.float64", "torch.float32", "convert"),
