@@ -11,6 +11,7 @@ the base class's, under the condition. The gate is a leaf: nothing is locked and
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,6 +19,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_log = logging.getLogger("concurrent.futures")  # the base class's
 
 _CANCELLED = (CANCELLED, CANCELLED_AND_NOTIFIED)
 _DONE = (FINISHED, *_CANCELLED)
@@ -68,6 +70,18 @@ class LazyFuture(Future[T]):
             return super().result(timeout)
         finally:
             del self  # as the base class does: the error that it raises holds this frame, and the future the error
+
+    def _invoke_callbacks(self) -> None:
+        """As in the base class, but that a callback which exits, as by sys.exit(), ends nothing but itself: the thread
+        is a worker's, or that of somebody who waits, and other requests end on it.
+        """
+        for callback in self._done_callbacks:
+            try:
+                callback(self)
+            except KeyboardInterrupt:  # meant for the thread, whose turn it was
+                raise
+            except BaseException:
+                _log.exception("exception calling callback for %r", self)
 
     # -- what it goes through by itself --------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -188,3 +189,28 @@ def test_ctrl_c_while_a_tenant_is_removed_leaves_no_half_of_it(monkeypatch: pyte
             (executable,) = rt._preparer.cohorts.values()
             assert rt.tenants() == tuple(rt._preparer.modules) == tuple(executable.cohort.members) == ("resident",)
             assert len({p.untyped_storage().data_ptr() for p in module.parameters()}) == 4, "memory of its own"
+
+
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, asyncio.CancelledError])
+def test_a_callback_that_exits_ends_nothing_but_itself(kind: type[BaseException]) -> None:
+    module, gate = tiny(), Gate()
+    expected = plain(module, X)
+    called = list[int]()
+
+    def exits(_: Future[Any]) -> None:
+        raise kind("stop")
+
+    with st.Runtime(device="cpu") as rt:
+        tenant, blocker = rt.add(module, EXAMPLE, "tenant", exact=True), rt.add(gate, EXAMPLE, "gate", exact=True)
+        gate.close()
+        first = blocker.submit(X)
+        assert gate.entered.wait(PATIENCE_S)
+        first.add_done_callback(exits)
+        first.add_done_callback(lambda _: called.append(1))
+        waiting = [tenant.submit(X) for _ in range(5)]
+        gate.open()
+        for future in waiting:
+            assert_equal(future.result(PATIENCE_S), expected)
+        first.result(PATIENCE_S)
+    assert called == [1], "callbacks that follow are called"
+    assert rt.stats()["tenant"]["completed"] == 5
