@@ -10,11 +10,13 @@ from typing import Any
 from spacetime.errors import SpacetimeError
 from spacetime.plan import Lane
 from spacetime.scheduler.protocols import Executable, Outcome
+from spacetime.scheduler.serving import enter, leave
 
 
 def outcomes_of(executable: Executable, lane: Lane, payloads: Sequence[Any]) -> tuple[Outcome, ...]:
     """One outcome per request; an executable that raises, or answers too few, breaks its own lane only."""
     outcomes: tuple[Outcome, ...] = ()
+    before = enter(lane)
     try:
         outcomes = tuple(executable.run(lane, payloads))
         if len(outcomes) != len(lane.requests):
@@ -28,6 +30,7 @@ def outcomes_of(executable: Executable, lane: Lane, payloads: Sequence[Any]) -> 
     except BaseException as error:  # even an exit: it is the request's, and a worker's thread must live on
         return (Outcome(error=error),) * len(lane.requests)
     finally:
+        leave(before)
         del outcomes, payloads, executable, lane  # as `_forget_callers` explains
 
 

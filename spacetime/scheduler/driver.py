@@ -26,6 +26,7 @@ from spacetime.scheduler.alarm import make_alarm
 from spacetime.scheduler.futures import LazyFuture
 from spacetime.scheduler.loop import Post, Scheduler
 from spacetime.scheduler.request import Request
+from spacetime.scheduler.serving import lanes_here
 
 T = TypeVar("T")
 _log = logging.getLogger("spacetime")
@@ -127,7 +128,7 @@ class Driver:
             return  # there is nobody to wait for, and what there is to release is the other process's
         self._inbox.append(partial(self._scheduler.close, drain))
         self._wake()
-        if not self._is_pumping():  # a future's callback may close the runtime; it ends without it
+        if not (self._is_pumping() or self._is_in_lane()):  # a callback may close the runtime; it ends without it
             self._thread.join()
 
     def let_go(self, drain: bool = True) -> None:
@@ -148,7 +149,7 @@ class Driver:
         return self._is_orphan or not self._thread.is_alive()
 
     def may_wait(self, what: str) -> None:
-        """Refuse a call that waits for the loop when it comes from inside the loop: it would wait for ever."""
+        """Refuse a call that waits for the loop, or for lanes, from inside of one: it would wait for ever."""
         if self._is_orphan:
             raise _orphaned(what)
         if self._is_pumping():
@@ -156,6 +157,12 @@ class Driver:
                 f"{what} was called from a future's callback",
                 "the loop runs the callback, and the call waits for the loop",
                 "let the callback hand it to another thread",
+            )
+        if self._is_in_lane():
+            raise SpacetimeError(
+                f"{what} was called from a module's forward, in a lane of the same runtime",
+                "a lane must not wait for another lane: that one may need the units of this one",
+                "call the plain module there, or a tenant of another Runtime",
             )
 
     def orphan(self) -> None:
@@ -250,6 +257,9 @@ class Driver:
 
     def _is_pumping(self) -> bool:
         return self._pump_owner == threading.get_ident()
+
+    def _is_in_lane(self) -> bool:
+        return any(map(self._scheduler.runs, lanes_here()))
 
     def _post_now(self, function: Callable[[], None]) -> None:
         self._inbox.append(function)

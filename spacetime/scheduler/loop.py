@@ -81,6 +81,13 @@ class Scheduler:
         """Nothing waits and nothing runs."""
         return not self._running and not self._queues
 
+    def runs(self, lane: Lane) -> bool:
+        """Is it one of those that run, or a part of one? Any thread may ask."""
+        views = set(map(id, lane.requests))
+        return any(
+            id(request.view) in views for running in list(self._running.values()) for request in running.requests
+        )
+
     def add_tenant(self, spec: TenantSpec, executable: Executable) -> None:
         """Tenants of one cohort bring the same executable."""
         if self.closed:
