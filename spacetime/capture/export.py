@@ -155,6 +155,8 @@ def _refusal(error: Exception) -> str:
     fixed = re.search(r"specialized it to be a constant \((\d+)\)", str(error))
     if fixed is not None:  # nothing else was to vary
         return f"the code fixes the number of rows to {fixed[1]}"
+    if "requires_grad=True on inference tensor" in str(error):
+        return "its weights were made under torch.inference_mode(), and cannot be traced; torch.no_grad() does as well"
     return f"torch.export refused the module: {_first_line(error)}"
 
 

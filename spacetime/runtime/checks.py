@@ -17,6 +17,9 @@ from spacetime.runtime.tenant import Wrapped
 def check_module(name: str, module: nn.Module, device: str) -> None:
     if not isinstance(name, str) or not name:
         raise OptionError(f"a tenant's name is {name!r}", "names are non-empty strings", "pass another one")
+    if not _is_text(name):
+        facts = "it has surrogates by themselves, which cannot be printed or written to a file"
+        raise OptionError(f"a tenant's name is {name!r}", facts, "pass another one")
     if not isinstance(module, nn.Module):
         facts = "a tenant is a torch.nn.Module"
         raise CaptureError(f"tenant {name!r} is a {type(module).__name__}", facts, "wrap the function in a module")
@@ -42,6 +45,15 @@ def check_module(name: str, module: nn.Module, device: str) -> None:
             raise CaptureError(
                 f"tenant {name!r}: {path} is on {tensor.device}", f"the runtime is on {device}", f"move it to {device}"
             )
+
+
+def _is_text(name: str) -> bool:
+    """What a file name was decoded to with "surrogateescape" may be none."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def brought(example: Any, device: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from torch import nn
 
@@ -77,6 +77,16 @@ class Tenant:
 
     def __repr__(self) -> str:
         return f"Tenant({self.name!r})"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise CaptureError(
+            f"tenant {self.name!r} cannot be pickled, nor copied in depth",
+            "a handle leads to a runtime, which belongs to one process",
+            "copy the plain module: wrap()'s is its attribute `module`",
+        )
 
 
 class Wrapped(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -140,6 +141,29 @@ def test_weights_on_another_device(rt: st.Runtime) -> None:
 @pytest.mark.parametrize("name", ["", None, 3])
 def test_a_name_that_is_none(rt: st.Runtime, name: Any) -> None:
     assert_three_parts(refuse(rt, st.OptionError, tiny(), name=name), repr(name), "non-empty strings", "another")
+
+
+def test_a_name_that_no_report_could_print(rt: st.Runtime) -> None:
+    error = refuse(rt, st.OptionError, tiny(), name="cat\ud800")
+    assert_three_parts(error, "'cat\\ud800'", "cannot be printed", "another")
+
+
+@pytest.mark.parametrize("name", ["模型 🐈", "two\nlines\t\x00", "[red]x[/red]", "x" * 10_000])
+def test_any_other_name(name: str) -> None:
+    with st.Runtime(device="cpu") as rt:
+        rt.add(tiny(), EXAMPLE, name, exact=True)(X)
+        assert rt.stats()[name]["completed"] == 1
+        assert rt.trace().to_perfetto() and json.loads(rt.trace().to_chrome())
+        assert json.loads(rt.explain().to_json())["opaque"][0]["tenant"] == name and str(rt.explain())
+
+
+def test_a_module_made_in_inference_mode_says_what_to_do(rt: st.Runtime) -> None:
+    with torch.inference_mode():
+        module = tiny()
+    tenant = rt.add(module, EXAMPLE, "inference")
+    (report,) = rt.explain().opaque
+    assert "weights were made under torch.inference_mode()" in report.reason and "torch.no_grad()" in report.reason
+    assert_equal(tenant(X), plain(tiny(), X))
 
 
 def test_a_duplicate_name(rt: st.Runtime) -> None:

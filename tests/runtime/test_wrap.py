@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +57,18 @@ def test_it_cannot_be_trained(rt: st.Runtime) -> None:
         outer.train()
     assert_three_parts(caught.value, "tenant 't' cannot be put in training mode", "inference", "remove('t')")
     assert not any(part.training for part in outer[0].modules())
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, pickle.dumps])
+def test_handles_are_of_one_process_and_modules_can_be_copied(rt: st.Runtime, copy_of: Callable[[Any], Any]) -> None:
+    module = tiny()
+    drop_in = st.wrap(module, runtime=rt, example=EXAMPLE, name="t", exact=True)
+    for handle in (drop_in, drop_in.tenant):
+        with pytest.raises(st.CaptureError) as caught:
+            copy_of(handle)
+        assert_three_parts(caught.value, "tenant 't' cannot be pickled", "belongs to one process", "`module`")
+    copy_of(module)
+    assert copy.copy(drop_in.tenant) is drop_in.tenant
 
 
 def test_a_tenant_cannot_contain_a_tenant(rt: st.Runtime) -> None:
