@@ -40,6 +40,9 @@ class Lengths:
             next_step = 'declare by input and dimension, as {"ids": {1: (8, 512)}}'
             raise OptionError(f"tenant {tenant!r}: dynamic is {declared!r}", "it names no dimensions", next_step)
         places: dict[tuple[int, int], tuple[int, int]] = {}
+        if not isinstance(declared, Mapping) or not all(isinstance(dims, Mapping) for dims in declared.values()):
+            facts = "it says for inputs, by name or position, which dimension is how long"
+            raise OptionError(f"tenant {tenant!r}: dynamic is {declared!r}", facts, 'as in {"ids": {1: (8, 512)}}')
         for name, dims in declared.items():
             position = _position(tenant, module, example, name)
             for dim, bounds in dims.items():
@@ -166,7 +169,7 @@ def _bounds(tenant: str, x: Tensor, name: str | int, dim: int, bounds: tuple[int
         )
     try:
         least, most = bounds
-        valid = 1 <= least <= most
+        valid = isinstance(least, int) and isinstance(most, int) and 1 <= least <= most
     except (TypeError, ValueError):
         valid = False
     if not valid:

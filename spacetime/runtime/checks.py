@@ -72,6 +72,12 @@ def check_example(name: str, example: tuple[Any, ...]) -> None:
             'pass example=(tensor,), or example={"x": tensor}',
         )
     for index, leaf in enumerate(pytree.tree_leaves(example)):
+        if isinstance(leaf, Tensor) and leaf.is_nested:
+            raise CaptureError(
+                f"tenant {name!r}: input {index} of the example is nested",
+                "its rows have no common shape, by which requests could be judged",
+                "pad it, or add(dynamic=) where one length varies",
+            )
         if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == 0:
             raise CaptureError(
                 f"tenant {name!r}: input {index} of the example has no rows",

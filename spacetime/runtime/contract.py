@@ -17,7 +17,9 @@ from spacetime.errors import InputError
 
 MOST_KINDS = 64  # of inputs that are remembered: row counts above all
 
-Kind = tuple[torch.Size | torch.dtype | torch.device, ...]  # all that is checked of a plain tuple of tensors, in turn
+Kind = tuple[
+    torch.Size | torch.dtype | torch.device | torch.layout, ...
+]  # all that is checked of a plain tuple of tensors, in turn
 Accepted = tuple[Call, int, int]  # and its number of rows, and the bytes of its tensors
 
 
@@ -46,9 +48,9 @@ class InputContract:
             return self._judge(args)
         kind: list[Any] = []
         for arg in args:
-            if type(arg) is not Tensor:
+            if type(arg) is not Tensor or arg.is_nested:
                 return self._judge(args)
-            kind += (arg.shape, arg.dtype, arg.device)
+            kind += (arg.shape, arg.dtype, arg.device, arg.layout)
         size = self.known.get(tuple(kind))
         if size is not None:
             return Call(args, args), size[0], size[1]
@@ -59,6 +61,9 @@ class InputContract:
 
     def _judge(self, args: tuple[Any, ...]) -> Accepted:
         leaves = self._leaves(args)
+        for index, leaf in enumerate(leaves):
+            if self.strict and isinstance(leaf, Tensor):
+                self._check_layout(index, leaf)
         rows = self._rows(leaves)
         for index, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
@@ -90,6 +95,15 @@ class InputContract:
                     )
                 return int(leaf.shape[0])
         return 1
+
+    def _check_layout(self, index: int, tensor: Tensor) -> None:
+        """Rows are joined as they lie in memory. Nested tensors have no shape that could be looked at."""
+        layout = "nested" if tensor.is_nested else tensor.layout
+        like = self.like[index].layout
+        if layout != like:
+            raise self._error(
+                f"input {index} is {layout}", f"the example is {like}", "pass a tensor like the example's"
+            )
 
     def _check(self, index: int, tensor: Tensor, rows: int) -> None:
         if tensor.device.type != "cpu" and str(tensor.device) != self.device:  # from the host it is brought there

@@ -148,6 +148,12 @@ def test_a_name_that_no_report_could_print(rt: st.Runtime) -> None:
     assert_three_parts(error, "'cat\\ud800'", "cannot be printed", "another")
 
 
+def test_a_nested_example(rt: st.Runtime) -> None:
+    nested = torch.nested.nested_tensor([X[0], X[1, :2]], layout=torch.jagged)
+    error = refuse(rt, st.CaptureError, tiny(), example=(nested,))
+    assert_three_parts(error, "input 0 of the example is nested", "no common shape", "dynamic")
+
+
 @pytest.mark.parametrize("name", ["模型 🐈", "two\nlines\t\x00", "[red]x[/red]", "x" * 10_000])
 def test_any_other_name(name: str) -> None:
     with st.Runtime(device="cpu") as rt:

@@ -55,8 +55,11 @@ def test_what_fitted_once_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) -
         (torch.zeros(0, 4), torch.zeros(0, 3, dtype=torch.int64)),
         (torch.zeros(3, 4, device="meta"), torch.zeros(3, 3, dtype=torch.int64)),
         (torch.zeros(3, 4), [[0, 0, 0]] * 3),
+        (torch.zeros(3, 4).to_sparse(), torch.zeros(3, 3, dtype=torch.int64)),
+        (torch.zeros(3, 4).to_mkldnn(), torch.zeros(3, 3, dtype=torch.int64)),
+        (torch.nested.nested_tensor([torch.zeros(4)] * 3, layout=torch.jagged), torch.zeros(3, 3, dtype=torch.int64)),
     ],
-    ids=["dtype", "shape", "rows", "dimensions", "too few", "too many", "no rows", "device", "no tensor"],
+    ids="dtype shape rows dimensions too-few too-many no-rows device no-tensor sparse oneDNN nested".split(),
 )
 def test_what_does_not_fit_is_refused_every_time_whatever_fitted_before(args: tuple[Any, ...]) -> None:
     contract = contract_for()

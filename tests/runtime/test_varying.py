@@ -212,6 +212,9 @@ def test_requests_out_of_bounds_are_refused_and_others_go_on(runtime: spacetime.
     ("dynamic", "message"),
     [
         ({}, "names no dimension"),
+        (8, "dynamic is 8"),
+        ({"token_ids": (4, 16)}, "dynamic is {'token_ids': "),
+        ({"token_ids": {1: (4.0, 16)}}, "bounds that are none"),
         ({"ids": {1: (4, 16)}}, "dynamic names input 'ids'"),
         ({"token_ids": {0: (4, 16)}}, "dimension 0"),
         ({"token_ids": {2: (4, 16)}}, "dimension 2"),
