@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 if TYPE_CHECKING:
     from spacetime.capture.store import Store
@@ -316,9 +317,21 @@ def _nobody() -> None:
 
 def point(tensors: Iterable[Tensor], view: Tensor) -> None:
     """Let parameters look at other memory with the same content. Inference tensors cannot; they keep theirs."""
-    for tensor in tensors:
-        if not tensor.is_inference():
-            tensor.data = view
+    readers = [tensor for tensor in tensors if not tensor.is_inference()]
+    seen = by_itself(view) if readers else view
+    for tensor in readers:
+        tensor.data = seen
+
+
+def by_itself(view: Tensor) -> Tensor:
+    """The same memory as a storage of its own, which keeps the whole alive: who saves or pickles a tenant's module
+
+    would else write the whole slab, with the weights of all tenants. On a GPU it stays a view of the slab's storage.
+    """
+    if view.device.type != "cpu":
+        return view
+    alone = from_dlpack(view)
+    return alone.as_strided(view.shape, view.stride())  # of dimensions of one entry DLPack may say something else
 
 
 def _memory_order(tensor: Tensor) -> list[int]:

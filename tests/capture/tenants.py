@@ -98,3 +98,9 @@ def largest_deviation(
         for result, reference, scale in zip(results, references, sizes, strict=True)
         if isinstance(reference, Tensor)
     )
+
+
+def lies_in(tensor: Tensor, stack: Tensor) -> bool:
+    """Is it a view of the stack's memory, whatever storage it says it has?"""
+    memory = stack.untyped_storage()
+    return memory.data_ptr() <= tensor.data_ptr() < memory.data_ptr() + memory.nbytes()

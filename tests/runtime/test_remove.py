@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 import spacetime as st
 from spacetime.runtime.options import no_tenant
 from spacetime.zoo import build, example
+from tests.capture.tenants import lies_in
 from tests.runtime.models import EXAMPLE, PATIENCE_S, Gate, X, assert_equal, assert_three_parts, plain, tiny
 
 
@@ -25,8 +29,16 @@ def copy_of(module: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.clone() for key, tensor in module.state_dict().items()}
 
 
-def memory_of(module: nn.Module) -> set[int]:
-    return {tensor.untyped_storage().data_ptr() for tensor in module.state_dict().values()}
+def slabs_of(rt: st.Runtime, module: nn.Module) -> set[int]:
+    """Those that hold its weights, by address."""
+    stacks = [layer.stack for executable in rt._preparer.cohorts.values() for layer in executable.cohort.layers]
+    return {stack.data_ptr() for stack in stacks for tensor in module.parameters() if lies_in(tensor, stack)}
+
+
+def saved(state: dict[str, Tensor]) -> bytes:
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("name", ["mlp", "gru_cell", "recommender", "tied_lm"])
@@ -36,10 +48,10 @@ def test_weights_are_handed_back_bit_for_bit(rt: st.Runtime, name: str) -> None:
     args = example(name, rows=2, seed=5)
     for index, module in enumerate(modules):
         rt.add(module, example(name), f"t{index}")(*args)
-    stored = [memory_of(module) for module in modules]
-    assert stored[0] & stored[1] & stored[2], "as tenants they live in the same slabs"
+    stored = [slabs_of(rt, module) for module in modules]
+    assert stored[0] and stored[0] == stored[1] == stored[2], "as tenants they live in the same slabs"
     rt.remove("t1")
-    assert not memory_of(modules[1]) & (memory_of(modules[0]) | memory_of(modules[2]))
+    assert not slabs_of(rt, modules[1]) and slabs_of(rt, modules[0]) == stored[0]
     for module, weights in zip(modules, before, strict=True):
         for key, tensor in module.state_dict().items():
             assert torch.equal(tensor, weights[key]) and tensor.stride() == weights[key].stride(), key
@@ -48,6 +60,18 @@ def test_weights_are_handed_back_bit_for_bit(rt: st.Runtime, name: str) -> None:
             parameter.zero_()  # it is its owner's again: nobody else sees this
     for module, weights in ((modules[0], before[0]), (modules[2], before[2])):
         assert all(torch.equal(tensor, weights[key]) for key, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("write", [pickle.dumps, saved])
+def test_who_saves_a_tenant_saves_its_weights_only(rt: st.Runtime, write: Callable[[Any], bytes]) -> None:
+    module, alone = build("mlp"), build("mlp")
+    for seed in range(9):  # the slabs grow once
+        rt.add(module if seed == 0 else build("mlp", seed=seed), example("mlp"), f"t{seed}")
+    written = write(module.state_dict())
+    assert len(written) <= len(write(alone.state_dict())) + 1000, "not those of the others"
+    assert slabs_of(rt, module), "which share its slabs"
+    rt.remove("t0")
+    assert all(torch.equal(tensor, module.state_dict()[key]) for key, tensor in alone.state_dict().items())
 
 
 def test_a_module_is_usable_while_it_is_a_tenant_and_after(rt: st.Runtime) -> None:
