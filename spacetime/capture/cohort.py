@@ -31,6 +31,12 @@ class Member:
     name: str
     slot: int
     weights: tuple[tuple[Tensor, ...], ...]
+    seen: tuple[tuple[int, ...], ...]  # how often each of these had been written to when it joined
+
+
+def version(tensor: Tensor) -> int:
+    """How often torch has seen it written to; of inference tensors it does not count that."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 class Sharing:
@@ -100,7 +106,8 @@ class Cohort:
 
     def join(self, name: str, weights: Sequence[Sequence[Tensor]]) -> Member:
         """Give a tenant a slot and store its weights; `weights` in the order of Program.weights."""
-        member = Member(name, self._free_slot(), tuple(tuple(tensors) for tensors in weights))
+        seen = tuple(tuple(version(tensor) for tensor in tensors) for tensors in weights)
+        member = Member(name, self._free_slot(), tuple(tuple(tensors) for tensors in weights), seen)
         values = TenantValues(self.captured, [self._source(index, member) for index in range(len(member.weights))])
         with torch.no_grad():
             contents = [operand.compute(values) for operand in self.fused.operands]

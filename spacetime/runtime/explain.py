@@ -14,6 +14,7 @@ from spacetime.profiler.figures import print_op, shorten
 from spacetime.runtime.memory import NO_MEMORY, MemoryReport, memory_lines
 from spacetime.runtime.merged_report import MergedReport
 from spacetime.runtime.prepare import Prepared
+from spacetime.runtime.written_report import WrittenReport
 from spacetime.scheduler.costs import Staleness
 from spacetime.trace import LaneEvent, Trace
 from spacetime.values import Value
@@ -170,6 +171,7 @@ class Explanation(Value):
     merged: tuple[MergedReport, ...] = ()  # launches that unlike architectures share
     unmerged: tuple[str, ...] = ()  # what could share none, and why
     stale: tuple[Staleness, ...] = ()  # cohorts that have come to take longer or less long than they did
+    written: tuple[WrittenReport, ...] = ()  # tenants whose weights are not what they were
 
     @property
     def launches(self) -> LaunchReport | None:
@@ -193,6 +195,7 @@ class Explanation(Value):
                 "it shares lanes again when its own keep up"
             )
         lines += [f"\nstale {staleness}" for staleness in self.stale]
+        lines += [f"\n{report}" for report in self.written]
         lines += [f"\nno CUDA graph: {reason}" for reason in self.eager]
         if self.memory.tenants:
             lines += ["", *memory_lines(self.memory)]

@@ -31,6 +31,7 @@ from spacetime.runtime.options import check_flags, check_profile, chosen, no_ten
 from spacetime.runtime.prepare import Prepared, Preparer
 from spacetime.runtime.tenant import Tenant, Wrapped
 from spacetime.runtime.undo import prepare_whole, release
+from spacetime.runtime.written_report import written_reports
 from spacetime.scheduler.admission import check_option
 from spacetime.scheduler.costs import OnlineCosts, Staleness
 from spacetime.scheduler.driver import Driver, Result
@@ -339,6 +340,7 @@ class Runtime:
                 merged=merged,
                 unmerged=unmerged,
                 stale=self._stale(),
+                written=written_reports(self._preparer),
             )
 
     def _stale(self) -> tuple[Staleness, ...]:
