@@ -98,6 +98,9 @@ class InputContract:
 
     def _check_layout(self, index: int, tensor: Tensor) -> None:
         """Rows are joined as they lie in memory. Nested tensors have no shape that could be looked at."""
+        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not tensor.is_nested:
+            what = f"input {index} is a {type(tensor).__name__}"
+            raise self._error(what, "its memory is not that of a plain tensor, which fused kernels read", "convert it")
         layout = "nested" if tensor.is_nested else tensor.layout
         like = self.like[index].layout
         if layout != like:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spacetime.errors import InputError
 from spacetime.runtime.contract import MOST_KINDS, InputContract
@@ -57,9 +58,10 @@ def test_what_fitted_once_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) -
         (torch.zeros(3, 4), [[0, 0, 0]] * 3),
         (torch.zeros(3, 4).to_sparse(), torch.zeros(3, 3, dtype=torch.int64)),
         (torch.zeros(3, 4).to_mkldnn(), torch.zeros(3, 3, dtype=torch.int64)),
+        (FakeTensorMode().from_tensor(torch.zeros(3, 4)), torch.zeros(3, 3, dtype=torch.int64)),
         (torch.nested.nested_tensor([torch.zeros(4)] * 3, layout=torch.jagged), torch.zeros(3, 3, dtype=torch.int64)),
     ],
-    ids="dtype shape rows dimensions too-few too-many no-rows device no-tensor sparse oneDNN nested".split(),
+    ids="dtype shape rows dimensions too-few too-many no-rows device no-tensor sparse oneDNN fake nested".split(),
 )
 def test_what_does_not_fit_is_refused_every_time_whatever_fitted_before(args: tuple[Any, ...]) -> None:
     contract = contract_for()
