@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, NoReturn, Self
 
+import torch
 from torch import nn
 
 from spacetime.errors import CaptureError, InputError
@@ -96,6 +97,7 @@ class Wrapped(nn.Module):
         super().__init__()
         self.module = module
         self.tenant = tenant
+        self._call = torch.compiler.disable(tenant)  # what torch.compile makes of a loop that serves others is no good
         self.training = module.training
 
     def train(self, mode: bool = True) -> Self:
@@ -109,4 +111,4 @@ class Wrapped(nn.Module):
         return super().train(mode)
 
     def forward(self, /, *args: Any, **named: Any) -> Any:
-        return self.tenant(*args, **named)
+        return self._call(*args, **named)

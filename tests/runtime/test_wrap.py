@@ -51,6 +51,17 @@ def test_it_works_inside_another_module(rt: st.Runtime) -> None:
     assert_equal(plain(outer.eval(), X), expected)
 
 
+def test_compiled_code_may_call_it(rt: st.Runtime) -> None:
+    """What torch.compile would make of the runtime's own loop, in the middle of it, is no good."""
+    inner = tiny()
+    expected = plain(nn.Sequential(inner, nn.Softmax(-1)), X)
+    outer = nn.Sequential(st.wrap(inner, runtime=rt, example=EXAMPLE, name="inner"), nn.Softmax(-1)).eval()
+    compiled = torch.compile(outer, backend="eager")
+    for _ in range(3):
+        assert_equal(plain(compiled, X), expected)
+    assert rt.stats()["inner"]["completed"] == 3
+
+
 def test_it_cannot_be_trained(rt: st.Runtime) -> None:
     outer = nn.Sequential(st.wrap(tiny(), runtime=rt, example=EXAMPLE, name="t"), nn.Linear(3, 3)).eval()
     with pytest.raises(st.CaptureError) as caught:
