@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 from spacetime.backends.compiler import compile_program
 from spacetime.capture.cohort import Cohort
 from spacetime.capture.layer import Layer
+from spacetime.errors import CaptureError
 from spacetime.kernels import AnyRows, RowMap, SlotKernel
 from spacetime.kernels.vector.host import host
 from spacetime.kernels.whole.program import WholeProgram
@@ -40,6 +42,17 @@ class Call:
         return Call(args, tuple([leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]))
 
 
+def run_module(tenant: str, module: nn.Module, args: tuple[Any, ...]) -> Any:
+    """Whoever holds the module may have put it in training mode since, in which a dropout would spoil its results."""
+    if module.training and not isinstance(module, fx.GraphModule):  # torch.export's say so whatever they are
+        raise CaptureError(
+            f"tenant {tenant!r}: the module was put in training mode",
+            "a runtime serves inference",
+            f"call module.eval(), or remove({tenant!r}) before it is trained",
+        )
+    return module(*args)
+
+
 class PlainExecutable:
     """Unmodified modules, one request after another. Serves opaque tenants and policies that do not fuse."""
 
@@ -49,7 +62,7 @@ class PlainExecutable:
     def run(self, lane: Lane, payloads: Sequence[Call]) -> list[Outcome]:
         with torch.no_grad():
             return [
-                _attempt(lambda call=call, name=request.tenant: self._modules[name](*call.args))  # type: ignore[misc]
+                _attempt(partial(run_module, request.tenant, self._modules[request.tenant], call.args))
                 for request, call in zip(lane.requests, payloads, strict=True)
             ]
 

@@ -23,7 +23,7 @@ def check_module(name: str, module: nn.Module, device: str) -> None:
     if not isinstance(module, nn.Module):
         facts = "a tenant is a torch.nn.Module"
         raise CaptureError(f"tenant {name!r} is a {type(module).__name__}", facts, "wrap the function in a module")
-    training = [path or "itself" for path, part in module.named_modules() if part.training]
+    training = [path or "itself" for path, part in module.named_modules() if part.training and not _is_graph(part)]
     if training:
         facts = f"{len(training)} modules, the first is {training[0]!r}"
         raise CaptureError(f"tenant {name!r}: the module is in training mode", facts, "call module.eval() first")
@@ -45,6 +45,12 @@ def check_module(name: str, module: nn.Module, device: str) -> None:
             raise CaptureError(
                 f"tenant {name!r}: {path} is on {tensor.device}", f"the runtime is on {device}", f"move it to {device}"
             )
+
+
+def _is_graph(part: nn.Module) -> bool:
+    """Has it no code that could look whether it is in training? torch.export makes such modules, without an eval()."""
+    kind = type(part)
+    return isinstance(part, torch.fx.GraphModule) or kind is nn.Module or kind.__module__.startswith("torch.export.")
 
 
 def _is_text(name: str) -> bool:

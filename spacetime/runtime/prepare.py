@@ -160,6 +160,9 @@ class Preparer:
         if part is not None:
             self._try_example(name, module, example)
             raise Unfusible(f"forward hooks (of {part}) are called only where the module itself runs")
+        if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+            self._try_example(name, module, example)
+            raise Unfusible("it is TorchScript, which torch.export does not look into; the Python module may fuse")
         args = pytree.tree_unflatten([at_least_two_rows(leaf) for leaf in leaves], in_spec)
         recording = self._record(name, module, args)
         owned = owned_tensors(module)

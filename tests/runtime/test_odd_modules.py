@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
@@ -135,6 +136,48 @@ def test_rows_without_entries(rt: st.Runtime, shape: tuple[int, ...]) -> None:
         futures = [tenant.submit(*inputs) for tenant, inputs in requests]
         for future, module, (_, inputs) in zip(futures, modules, requests, strict=True):
             assert_equal(future.result(PATIENCE_S), plain(module, *inputs))
+
+
+def test_torchscript_runs_whole(rt: st.Runtime) -> None:
+    script: Callable[..., nn.Module] = torch.jit.script
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        tenant = rt.add(script(tiny()), EXAMPLE, "script")
+    assert "TorchScript" in rt.explain().opaque[0].reason
+    assert_equal(tenant(X), plain(tiny(), X))
+
+
+def test_what_torch_export_has_made_is_in_no_mode(rt: st.Runtime) -> None:
+    """Its parts say that they are in training, and its eval() raises an exception. A hook of it checks its inputs."""
+    exported = torch.export.export(tiny(), EXAMPLE, dynamic_shapes=({0: torch.export.Dim("rows", max=64)},))
+    tenant = rt.add(exported.module(), EXAMPLE, "exported")
+    assert "forward hooks (of itself)" in rt.explain().opaque[0].reason
+    assert_equal(tenant(X), plain(tiny(), X))
+
+
+@pytest.mark.parametrize("policy", ["streams", "space_time"])
+def test_who_is_put_in_training_mode_gets_an_error_or_the_right_answer(policy: str) -> None:
+    """The fused program is of the mode in which the module came; the module itself would drop half of it out."""
+    modules = [
+        sketch(lambda m, x: m.head(m.drop(x)), {"drop": lambda: nn.Dropout(0.5), "head": lambda: nn.Linear(4, 3)}, seed)
+        for seed in range(2)
+    ]
+    expected, refused = [plain(module, X) for module in modules], 0
+    with st.Runtime(device="cpu", policy=policy) as rt:
+        tenants = [rt.add(module, EXAMPLE, f"t{index}") for index, module in enumerate(modules)]
+        modules[0].train()
+        for _ in range(10):
+            ours, theirs = [tenant.submit(X) for tenant in tenants]
+            assert_equal(theirs.result(PATIENCE_S), expected[1])
+            error = ours.exception(PATIENCE_S)
+            if error is None:
+                assert_equal(ours.result(), expected[0])
+            else:
+                assert_three_parts(error, "'t0': the module was put in training mode", "serves inference", "eval()")
+                refused += 1
+        assert refused == 10 or policy != "streams"
+        modules[0].eval()
+        assert_equal(tenants[0](X), expected[0])
 
 
 def test_a_refusal_is_remembered(rt: st.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
