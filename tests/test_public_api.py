@@ -6,6 +6,10 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import subprocess
+import sys
+
+import pytest
 
 import spacetime as st
 
@@ -60,6 +64,25 @@ def test_a_public_name_outlives_the_import_of_a_submodule_of_the_same_name() -> 
     for name in shared:
         importlib.import_module(f"spacetime.{name}")
     assert [name for name in PUBLIC if inspect.ismodule(getattr(st, name))] == []
+
+
+def without_torch(code: str) -> None:
+    """In a process of its own, in which importing torch fails."""
+    lines = f"import sys; sys.modules['torch'] = None\n{code}"
+    subprocess.run([sys.executable, "-c", lines], check=True, capture_output=True, timeout=60)
+
+
+def test_importing_the_package_and_its_values_takes_no_torch() -> None:
+    without_torch("import spacetime as st; st.Plan, st.Workload, st.Program, st.Profile, st.policy, st.OptionError")
+
+
+def test_a_sub_package_that_was_imported_first_does_not_take_a_functions_name() -> None:
+    without_torch("import spacetime.capture; assert 'capture' not in vars(spacetime)")
+
+
+def test_a_name_that_is_not_public_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="module 'spacetime' has no attribute 'nonesuch'"):
+        st.nonesuch  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_the_installed_version_is_the_one_in_the_sources() -> None:
