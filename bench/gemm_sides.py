@@ -17,7 +17,8 @@ from torch import Tensor
 from bench.gemm_work import Work
 from bench.sides import Unavailable
 from bench.timing import Action
-from spacetime.backends.threads import available_cores, confine
+from spacetime.backends.cores import available_cores
+from spacetime.backends.threads import confine
 from spacetime.capture.layer import Layer
 from spacetime.kernels import batched_gemm, triton
 from spacetime.kernels.rowmap import RowMap

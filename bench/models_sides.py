@@ -26,7 +26,8 @@ from bench.onnx import export
 from bench.sides import Unavailable
 from bench.timing import Action
 from spacetime import Runtime
-from spacetime.backends.threads import available_cores, confine
+from spacetime.backends.cores import available_cores
+from spacetime.backends.threads import confine
 
 Args = tuple[Tensor, ...]
 

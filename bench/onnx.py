@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bench.timing import Action
 from spacetime import zoo
-from spacetime.backends.threads import available_cores, confine
+from spacetime.backends.cores import available_cores
+from spacetime.backends.threads import confine
 
 
 def sessions(model: str, count: int) -> Action:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import spacetime
-from spacetime.backends.threads import available_cores
+from spacetime.backends.cores import available_cores
 from spacetime.profiler.environment import cpu_model
 from spacetime.values import Value
 

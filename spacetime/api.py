@@ -15,7 +15,7 @@ from spacetime.errors import CaptureError
 from spacetime.ir import Program
 from spacetime.profiler.campaign import Progress
 from spacetime.profiler.profile import Profile
-from spacetime.profiler.run import profile_program
+from spacetime.profiler.run import Asked, profile_program
 from spacetime.profiler.source import remember
 from spacetime.scheduler.tables import TOLERANCE
 
@@ -61,15 +61,5 @@ def profile(
     folder), kernel by kernel, about `budget_s` for each at most: kernels known there are not measured again, unless
     `refresh`, and what was interrupted is resumed.
     """
-    return profile_program(
-        program,
-        device,
-        rows=rows,
-        units=units,
-        tolerance=tolerance,
-        store=store,
-        cache=cache,
-        budget_s=budget_s,
-        refresh=refresh,
-        progress=progress,
-    )
+    asked = Asked(device, rows, units, tolerance, store, cache, budget_s, refresh)
+    return profile_program(program, asked, progress)

@@ -55,7 +55,17 @@ WITHOUT_TORCH = (
     "scheduler",
     "merging",
     "sim",
+    "backends.cores",
     "backends.null",
+    "profiler.campaign",
+    "profiler.conditions",
+    "profiler.inside",
+    "profiler.measure",
+    "profiler.memory",
+    "profiler.programs",
+    "profiler.run",
+    "profiler.store",
+    "cli.known",
 )
 
 MAX_LINES = 400

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from spacetime.backends.cpu import CpuBackend
-from spacetime.backends.cuda.gpu import unusable
 from spacetime.errors import OptionError
 from spacetime.scheduler.protocols import Backend
 
@@ -69,6 +67,9 @@ def make_backend(device: str | Backend) -> Backend:
     """The backend for a device name; a backend object is taken as it is (users' tests pass a NullBackend)."""
     if not isinstance(device, str):
         return device
+    from spacetime.backends.cpu import CpuBackend  # they import torch, which backends/null.py does without
+    from spacetime.backends.cuda.gpu import unusable
+
     if device == "auto":
         device = "cpu" if unusable() else "cuda:0" if unusable("hip") else "hip:0"
     if device == "cpu":

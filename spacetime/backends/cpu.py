@@ -16,8 +16,9 @@ from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from spacetime.backends.cores import available_cores, can_pin
 from spacetime.backends.outcomes import outcomes_of
-from spacetime.backends.threads import available_cores, can_pin, confine, is_neutral, release_team
+from spacetime.backends.threads import confine, is_neutral, release_team
 from spacetime.device import Capabilities, Device
 from spacetime.errors import ClosedError, OptionError
 from spacetime.plan import Lane

@@ -17,20 +17,11 @@ from typing import TypeVar
 
 import torch
 
+from spacetime.backends.cores import can_pin
+
 T = TypeVar("T")
 
 _OMP_PAUSE_SOFT = 1
-
-
-def available_cores() -> tuple[int, ...]:
-    """The cores this process may use, in order."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
-
-
-def can_pin() -> bool:
-    return hasattr(os, "sched_setaffinity")
 
 
 def confine(cores: Collection[int]) -> None:

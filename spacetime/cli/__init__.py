@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from spacetime._version import __version__
-from spacetime.cli import bench, compare, demo, doctor, plan, profile, simulate, study
 from spacetime.cli.output import print_in_any_encoding
 from spacetime.errors import SpacetimeError
 
-app = typer.Typer(
-    name="spacetime", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-)
-# A line each for `spacetime --help`, which would cut the first line of the docstring off.
-app.command(short_help="Serve mixed traffic here under three policies, side by side.")(demo.demo)
-app.command(short_help="Say what this machine can do, and what is used instead.")(doctor.doctor)
-app.command(short_help="Show which lanes there would be on a modelled device.")(plan.plan)
-app.command(short_help="Say what traffic would see on a modelled device.")(simulate.simulate)
-app.command(short_help="Measure every layer of a model over units: the knees.")(profile.profile)
-app.command(short_help="Compare two profiles, or two files of bench results.")(compare.compare)
-app.command(short_help="Play a published evaluation in the simulator.")(study.study)
-app.command(short_help="Measure kernels, models and traffic on this device.")(bench.bench)
+# Each in a module of its name. A line each for `spacetime --help`, which would cut the first line of the docstring off.
+VERBS = {
+    "demo": "Serve mixed traffic here under three policies, side by side.",
+    "doctor": "Say what this machine can do, and what is used instead.",
+    "plan": "Show which lanes there would be on a modelled device.",
+    "simulate": "Say what traffic would see on a modelled device.",
+    "profile": "Measure every layer of a model over units: the knees.",
+    "compare": "Compare two profiles, or two files of bench results.",
+    "study": "Play a published evaluation in the simulator.",
+    "bench": "Measure kernels, models and traffic on this device.",
+}
+
+
+def make_app(arguments: Sequence[str]) -> typer.Typer:
+    """The command line. Of verbs it has the one that comes first, else all: most of them import torch."""
+    app = typer.Typer(
+        name="spacetime",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        callback=_root,
+    )
+    for verb in arguments[:1] if set(arguments[:1]) & VERBS.keys() else VERBS:
+        function = getattr(import_module(f"{__name__}.{verb}"), verb)
+        app.command(short_help=VERBS[verb])(function)
+    return app
 
 
 def _print_version(asked: bool) -> None:
@@ -33,7 +48,6 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -49,8 +63,9 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. What spacetime raises on purpose is a message, not a traceback."""
     print_in_any_encoding()
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(args=arguments)
+        make_app(arguments)(args=arguments)
     except SpacetimeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

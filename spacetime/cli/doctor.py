@@ -20,8 +20,9 @@ from torch.utils import _pytree as pytree
 
 from spacetime import zoo
 from spacetime._version import __version__
+from spacetime.backends.cores import available_cores, can_pin
 from spacetime.backends.cuda.gpu import unusable
-from spacetime.backends.threads import available_cores, can_pin, confine
+from spacetime.backends.threads import confine
 from spacetime.capture.selfcheck import problem
 from spacetime.cli.checks import Check
 from spacetime.cli.doctor_gpu import gpu_checks

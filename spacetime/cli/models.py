@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spacetime import zoo
+from spacetime.cli.known import KINDS
 from spacetime.errors import OptionError
 
 EXAMPLE_ROWS = 2
-KINDS = "MODEL.onnx, MODEL.pt2, package.module:factory, or zoo:NAME"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class NamedModel:
     name: str
     module: nn.Module
     example: tuple[Any, ...]
+    beside: tuple[str, ...] = ()  # files that its file names, from its folder
 
 
 def load_model(source: str, sizes: Mapping[str, int] | None = None) -> NamedModel:
@@ -78,26 +79,11 @@ def _existing(source: str) -> Path:
     return path
 
 
-def read_sizes(texts: Sequence[str]) -> dict[str, int]:
-    """
-    >>> read_sizes(["tokens=128", "x:2=64"])
-    {'tokens': 128, 'x:2': 64}
-    """
-    sizes = {}
-    for text in texts:
-        name, _, number = text.rpartition("=")
-        if not (name and number.isascii() and number.isdigit() and int(number)):
-            facts = "it is a name, =, and a whole number from 1"
-            raise OptionError(f"--size {text} is no size", facts, "--size tokens=128")
-        sizes[name] = int(number)
-    return sizes
-
-
 def _load_onnx(path: Path, sizes: Mapping[str, int]) -> NamedModel:
     from spacetime.profiler.onnx import load_onnx
 
     model = load_onnx(path, sizes)
-    return NamedModel(path.stem, model.module, model.example(EXAMPLE_ROWS))
+    return NamedModel(path.stem, model.module, model.example(EXAMPLE_ROWS), model.beside)
 
 
 # -- torch.export ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
-from spacetime.api import capture
-from spacetime.api import profile as profile_program
-from spacetime.cli.models import KINDS, load_model, quiet_torch, read_sizes
+from spacetime.cli.known import KINDS, Known, read_sizes
 from spacetime.cli.output import print_in_any_encoding
 from spacetime.cli.profile_files import Files, write_files
 from spacetime.cli.profile_report import make_report, print_report
@@ -27,7 +25,7 @@ from spacetime.profiler.campaign import Progress
 from spacetime.profiler.compare import compared
 from spacetime.profiler.figures import shorten
 from spacetime.profiler.profile import Profile
-from spacetime.profiler.run import MODEL, default_store
+from spacetime.profiler.run import MODEL, Asked, default_store, known_profile, profile_program
 from spacetime.scheduler.tables import TOLERANCE
 
 ENDED_BY_SIGNAL = 128  # and the signal's number: what shells say of a program that one ended
@@ -67,26 +65,17 @@ def profile(
     files.check(model)
     other = None if compare is None else Profile.load(compare)
 
-    def measure(progress: Callable[[Progress], None]) -> tuple[str, Profile]:
-        named = load_model(model, fixed)
-        with quiet_torch():
-            program = capture(named.module, named.example)
-        return named.name, profile_program(
-            program,
-            device,
-            rows=all_rows,
-            units=sizes,
-            tolerance=tolerance,
-            store=store,
-            cache=cache,
-            budget_s=budget,
-            refresh=refresh,
-            progress=progress,
-        )
-
     folder = store if store is not None else default_store()
+    asked = Asked(device, all_rows, sizes, tolerance, folder, cache, budget, refresh)
+
+    known = Known(model, fixed, folder)
+
+    def measure(progress: Callable[[Progress], None]) -> tuple[str, Profile]:
+        return _known_or_measured(known, model, fixed, asked, progress)
+
     name, found, last = _interruptible(measure, model, device, folder)
     written = write_files(files, folder, name, found)
+    known.keep()
     comparison = None if other is None else compared(other, found, force=force)
     report = make_report(name, found, last, written, comparison)
     if as_json:
@@ -123,6 +112,28 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
+
+
+def _known_or_measured(
+    known: Known, model: str, sizes: Mapping[str, int], asked: Asked, progress: Callable[[Progress], None]
+) -> tuple[str, Profile]:
+    """torch is imported, and the model captured, only where something is not known."""
+    known.look()
+    if known.origin is not None and known.kept is not None:
+        kept = known.kept
+        found = known_profile(kept.program, asked, kept.surroundings, known.libraries, progress)
+        if found is not None:
+            return known.origin.name, found
+    from spacetime.api import capture
+    from spacetime.cli.models import load_model, quiet_torch
+    from spacetime.profiler.source import recall
+
+    named = load_model(model, sizes)
+    with quiet_torch():
+        program = capture(named.module, named.example)
+    found = profile_program(program, asked, progress)
+    known.captured(program, recall(program).shown, named.beside)
+    return named.name, found
 
 
 def _interruptible(

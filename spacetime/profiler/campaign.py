@@ -27,11 +27,8 @@ RUN = "run"
 CEILING = "ceiling:"  # keys of the device's ideal kernels
 
 
-class Runnable(Protocol):
-    """A program that can be run kernel by kernel."""
-
-    def kernels(self, rows: int) -> Iterator[tuple[int, Call]]:
-        """(index, a call that repeats it), in order; a call is good until the next one is asked for."""
+class Surrounding(Protocol):
+    """What a run of a program shows beside its kernels."""
 
     @property
     def has_code(self) -> bool:
@@ -40,6 +37,13 @@ class Runnable(Protocol):
     @property
     def wholes(self) -> Sequence[tuple[int, int]]:
         """The first kernel and the last of every operation that the module calls as one."""
+
+
+class Runnable(Surrounding, Protocol):
+    """A program that can be run kernel by kernel."""
+
+    def kernels(self, rows: int) -> Iterator[tuple[int, Call]]:
+        """(index, a call that repeats it), in order; a call is good until the next one is asked for."""
 
     def time(self, rows: int, site: Site) -> Sequence[Sample]:
         """A sample of every kernel from one run, one of what lies between them, and one of each whole operation."""
@@ -112,7 +116,7 @@ class Campaign:
 
     def run(self, runnable: Runnable) -> tuple[Measurement, ...]:
         """All measurements of the program's kernels, known ones included. On the site's thread."""
-        subjects = subjects_of(self.program, with_between=self.cache == RUN, runnable=runnable)
+        subjects = subjects_of(self.program, with_between=self.cache == RUN, surrounding=runnable)
         for rows in self.rows:
             missing = [each for each in subjects if not self._is_known(each, rows)]
             for each in subjects:
@@ -122,6 +126,24 @@ class Campaign:
                 measured = self._in_runs if self.cache == RUN else self._one_by_one
                 for each in measured(runnable, rows, missing):
                     self._report(each, rows, len(subjects), known=False)
+        return self._sorted(subjects)
+
+    def recall(self, surrounding: Surrounding) -> tuple[Ceilings, tuple[Measurement, ...]] | None:
+        """What `ceilings` and `run` would give, where all of it is known: nothing is run. None: something is not.
+
+        A campaign that was asked this is over.
+        """
+        if any(self._ceiling_key(name) not in self.known for name in self.site.ideals()):
+            return None
+        subjects = subjects_of(self.program, with_between=self.cache == RUN, surrounding=surrounding)
+        wanted = [(each, rows) for rows in self.rows for each in subjects]
+        if not all(self._is_known(each, rows) for each, rows in wanted):
+            return None
+        for each, rows in wanted:
+            self._report(each, rows, len(subjects), known=True)
+        return self.ceilings(), self._sorted(subjects)
+
+    def _sorted(self, subjects: Sequence[Subject]) -> tuple[Measurement, ...]:
         place = {subject.key: index for index, subject in enumerate(subjects)}
         return tuple(sorted(self._used, key=lambda each: (each.key.rows, place[each.key.kernel], each.key.units)))
 
@@ -130,14 +152,17 @@ class Campaign:
         best_us = {}
         whole = self.site.sizes[-1]
         for name, ideal in self.site.ideals().items():
-            key = Key(CEILING + name, 1, whole, self.cache)
+            key = self._ceiling_key(name)
             if key not in self.known:
                 taken = self._time(
-                    ideal.call, [whole], replace(self.effort, budget_s=min(self.effort.budget_s, IDEAL_S))
+                    ideal.make(), [whole], replace(self.effort, budget_s=min(self.effort.budget_s, IDEAL_S))
                 )
                 self._keep([self._measurement(key, name, "float32", taken[whole])])
             best_us[name] = min(self.known[key].samples_us) / ideal.amount
         return Ceilings(1 / best_us["compute"], 1 / best_us["bandwidth"], best_us["launch"])
+
+    def _ceiling_key(self, name: str) -> Key:
+        return Key(CEILING + name, 1, self.site.sizes[-1], self.cache)
 
     # -- one row count --------------------------------------------------------------------------------
 
@@ -241,8 +266,8 @@ class Campaign:
         return {(key.kernel, key.rows): place for key, place in alike.items()}
 
 
-def subjects_of(program: Program, *, with_between: bool, runnable: Runnable | None = None) -> list[Subject]:
-    """Every key once, in the order of the kernels; then what only runs of this runnable show."""
+def subjects_of(program: Program, *, with_between: bool, surrounding: Surrounding | None = None) -> list[Subject]:
+    """Every key once, in the order of the kernels; then what only runs show, of which `surrounding` tells."""
     kernels: dict[str, list[Kernel]] = {}
     for kernel in program.kernels:
         kernels.setdefault(kernel.key, []).append(kernel)
@@ -253,9 +278,9 @@ def subjects_of(program: Program, *, with_between: bool, runnable: Runnable | No
     if not with_between:
         return subjects
     num_kernels = len(program.kernels)
-    between = (CODE if runnable is not None and runnable.has_code else BETWEEN) + program.signature
+    between = (CODE if surrounding is not None and surrounding.has_code else BETWEEN) + program.signature
     subjects.append(Subject(between, "between kernels", "between", "", (num_kernels,)))
-    for place, (first, last) in enumerate(runnable.wholes if runnable is not None else (), num_kernels + 1):
+    for place, (first, last) in enumerate(surrounding.wholes if surrounding is not None else (), num_kernels + 1):
         key, name = whole_key(first, last, program.signature), program.kernels[first].name
         subjects.append(Subject(key, f"{name}, whole", "whole", program.kernels[last].outputs[0].dtype, (place,)))
     return subjects

@@ -1,4 +1,7 @@
-"""What this machine is, as far as it may change a latency. Used by the profiler's sites and by modelled profiles."""
+"""What this machine is, as far as it may change a latency. Used by the profiler's sites and by modelled profiles.
+
+What the libraries are is asked of torch, which is imported for it, if nobody knows it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,11 @@ import hashlib
 import os
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from spacetime._version import __version__
-from spacetime.backends.threads import available_cores
+from spacetime.backends.cores import available_cores
 from spacetime.device import Device
 from spacetime.profiler.records import UNCONFINED, Environment
 
@@ -28,15 +30,19 @@ GPU_TIMING = "events on the device, launches queued ahead of it, an empty pair o
 CPU_TIMING = "the host's clock around every kernel, what reading it takes subtracted; the module's code on no rows"
 
 
-def cpu_environment() -> Environment:
-    """The cores that this process may use. The same process settings give the same environment."""
+def cpu_environment(libraries: Mapping[str, str] | None = None) -> Environment:
+    """The cores that this process may use. The same process settings give the same environment.
+
+    `libraries`: what `cpu_libraries` said in another process, under the conditions that decide it.
+    """
     num_cores = len(available_cores())
+    facts = cpu_libraries() if libraries is None else libraries
     return Environment(
         device=f"{cpu_model()}, {num_cores} cores",
         kind="cpu",
         num_units=num_cores,
         driver=f"{platform.system()} {platform.release()}",
-        versions=tuple(sorted({**_libraries(), **_variables(), "timing": CPU_TIMING}.items())),
+        versions=tuple(sorted({**facts, **variables(), "timing": CPU_TIMING}.items())),
     )
 
 
@@ -105,7 +111,10 @@ def _size_bytes(text: str) -> int:
     return int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
 
 
-def _libraries() -> dict[str, str]:
+def cpu_libraries() -> dict[str, str]:
+    """What torch computes with on the CPU."""
+    import torch
+
     built = torch.__config__.show()
     return {
         "python": platform.python_version(),
@@ -118,7 +127,17 @@ def _libraries() -> dict[str, str]:
     }
 
 
+def settings_are_default() -> bool:
+    """Does torch compute as in a process that has just imported it?"""
+    import torch
+
+    enabled = torch.backends.mkldnn.enabled == torch.backends.mkldnn.is_available()
+    return torch.get_float32_matmul_precision() == "highest" and enabled
+
+
 def _gpu_libraries() -> dict[str, str]:
+    import torch
+
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -135,5 +154,6 @@ def _found(pattern: str, text: str) -> str:
     return found.group(1) if found else "none"
 
 
-def _variables() -> dict[str, str]:
+def variables() -> dict[str, str]:
+    """Of the process, those that change what kernels do."""
     return {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}

@@ -211,14 +211,24 @@ class GpuSite:
 
     def ideals(self) -> Mapping[str, Ideal]:
         side, num_bytes = self._ideal.product_side, self._ideal.copied_bytes
-        square = torch.rand(side, side, device=self.torch_device)
-        source = torch.zeros(num_bytes // 4, device=self.torch_device)
-        target, single = torch.empty_like(source), torch.zeros(1, device=self.torch_device)
         return {
-            "compute": Ideal(lambda: torch.mm(square, square), 2 * side**3),
-            "bandwidth": Ideal(lambda: target.copy_(source), 2 * num_bytes),
-            "launch": Ideal(lambda: torch.relu(single), 1),
+            "compute": Ideal(self._product, 2 * side**3),
+            "bandwidth": Ideal(self._copy, 2 * num_bytes),
+            "launch": Ideal(self._launch, 1),
         }
+
+    def _product(self) -> Call:
+        square = torch.rand(self._ideal.product_side, self._ideal.product_side, device=self.torch_device)
+        return lambda: torch.mm(square, square)
+
+    def _copy(self) -> Call:
+        source = torch.zeros(self._ideal.copied_bytes // 4, device=self.torch_device)
+        target = torch.empty_like(source)
+        return lambda: target.copy_(source)
+
+    def _launch(self) -> Call:
+        single = torch.zeros(1, device=self.torch_device)
+        return lambda: torch.relu(single)
 
 
 def sizes_of(device: Device) -> list[Partition]:

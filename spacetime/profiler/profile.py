@@ -125,7 +125,10 @@ class Profile(Value):
         if rows not in self.all_rows:
             facts = f"it has {', '.join(map(str, self.all_rows))}"
             raise OptionError(f"this profile has no kernels for {rows} rows", facts, f"profile with rows=({rows},)")
-        return replace(self, rows=rows, tolerance=self.tolerance if tolerance is None else tolerance)
+        tolerance = self.tolerance if tolerance is None else tolerance
+        if (rows, tolerance) == (self.rows, self.tolerance):
+            return self  # with the knees that it has found
+        return replace(self, rows=rows, tolerance=tolerance)
 
     # -- knees ----------------------------------------------------------------------------------------
 

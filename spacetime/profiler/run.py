@@ -9,27 +9,27 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 
-from spacetime.backends.threads import release_team
 from spacetime.errors import OptionError
 from spacetime.ir import Program
-from spacetime.profiler.campaign import Campaign, Progress, Runnable
-from spacetime.profiler.environment import modelled_environment
+from spacetime.profiler.campaign import Campaign, Progress, Runnable, Surrounding
+from spacetime.profiler.environment import cpu_environment, modelled_environment
 from spacetime.profiler.measure import Effort, Stopped
+from spacetime.profiler.memory import available_bytes
 from spacetime.profiler.modelled import NO_CACHE, ceilings_of, modelled, sizes_of
-from spacetime.profiler.onnx.memory import available_bytes
 from spacetime.profiler.profile import VERSION, Ceilings, Layer, Profile
+from spacetime.profiler.programs import Surroundings
 from spacetime.profiler.records import Environment, Measurement
-from spacetime.profiler.site import make_site
-from spacetime.profiler.source import recall
+from spacetime.profiler.site import CpuSite, Site, make_site
 from spacetime.profiler.store import Store
 from spacetime.sim.devices import find
 
-MODEL = "model:"
+CPU, MODEL = "cpu", "model:"
 CACHES = ("run", "warm", "cold")
 MOST = 2**53  # operations or bytes of a kernel: integers that floating-point numbers hold exactly
 
@@ -42,49 +42,94 @@ def default_store() -> Path:
     return Path(caches) / "spacetime" / "profiles"
 
 
-def profile_program(
-    program: Program,
-    device: str,
-    *,
-    rows: Sequence[int],
-    units: Sequence[int] | None,
-    tolerance: float,
-    store: str | Path | None,
-    cache: str,
-    budget_s: float,
-    refresh: bool,
-    progress: OnProgress | None,
-) -> Profile:
+@dataclass(frozen=True)
+class Asked:
+    """What a profile is asked for, as spacetime.api.profile has it."""
+
+    device: str
+    rows: Sequence[int]
+    units: Sequence[int] | None
+    tolerance: float
+    store: str | Path | None
+    cache: str
+    budget_s: float
+    refresh: bool
+
+
+def profile_program(program: Program, asked: Asked, progress: OnProgress | None = None) -> Profile:
     """See spacetime.api.profile."""
-    _check(program, rows, tolerance, cache)
-    effort = Effort(budget_s)
-    rows = tuple(dict.fromkeys(rows))
-    if device.startswith(MODEL):
-        if cache != CACHES[0]:
-            facts = "its model knows no caches, all traffic goes to memory"
-            raise OptionError(f"{device} cannot be profiled with {cache} caches", facts, "leave the caches out")
-        model = find(device.removeprefix(MODEL))
-        sizes = _checked_sizes(device, units, sizes_of(model))
-        found = modelled(program, model, rows, sizes, exact=units is not None, tolerance=tolerance)
-        environment, ceilings = modelled_environment(model), ceilings_of(model)
-        return _profile(program, environment, ceilings, found, rows[0], tolerance, NO_CACHE)
+    effort = _check(program, asked)
+    if asked.device.startswith(MODEL):
+        return _modelled(program, asked)
+    from spacetime.profiler.source import recall  # with torch, which a profile that is known does without
+
     source = recall(program)
-    site = make_site(device)
+    site = make_site(asked.device)
     runnable = source.on(site.torch_device)
     if site.environment.kind == "cpu":
-        _check_memory(program, max(rows))
+        _check_memory(program, max(asked.rows))
     else:
         runnable = runnable.without_code()
-    kept = Store(Path(store) if store is not None else default_store(), site.environment.device)
+    campaign = _campaign(program, asked, site, effort)
+    ceilings, found = conduct(campaign, runnable, progress or (lambda _: None))
+    return _profile(program, site.environment, ceilings, found, asked.rows[0], asked.tolerance, asked.cache)
+
+
+def known_profile(
+    program: Program,
+    asked: Asked,
+    surrounding: Surrounding | None,
+    libraries: Mapping[str, str],
+    progress: OnProgress | None = None,
+) -> Profile | None:
+    """The same profile, where nothing has to be measured for it, so that neither module nor torch is needed.
+
+    `surrounding`: what a run has shown, None if there was none; `libraries`: as `cpu_libraries` says. None: something
+    is to be measured, or the device is asked for itself, which takes torch.
+    """
+    effort = _check(program, asked)
+    if asked.device.startswith(MODEL):
+        return _modelled(program, asked)
+    if asked.device != CPU or asked.refresh:
+        return None
+    if surrounding is None:
+        if asked.cache == CACHES[0]:
+            return None
+        surrounding = Surroundings(has_code=False, wholes=())  # kernels are measured one by one
+    site = CpuSite(cpu_environment(libraries))
+    _check_memory(program, max(asked.rows))
+    campaign = _campaign(program, asked, site, effort)
+    campaign.progress = progress or campaign.progress
+    recalled = campaign.recall(surrounding)
+    if recalled is None:
+        return None
+    ceilings, found = recalled
+    return _profile(program, site.environment, ceilings, found, asked.rows[0], asked.tolerance, asked.cache)
+
+
+def _modelled(program: Program, asked: Asked) -> Profile:
+    if asked.cache != CACHES[0]:
+        facts = "its model knows no caches, all traffic goes to memory"
+        raise OptionError(f"{asked.device} cannot be profiled with {asked.cache} caches", facts, "leave the caches out")
+    model, rows = find(asked.device.removeprefix(MODEL)), tuple(dict.fromkeys(asked.rows))
+    sizes = _checked_sizes(asked.device, asked.units, sizes_of(model))
+    found = modelled(program, model, rows, sizes, exact=asked.units is not None, tolerance=asked.tolerance)
+    environment, ceilings = modelled_environment(model), ceilings_of(model)
+    return _profile(program, environment, ceilings, found, rows[0], asked.tolerance, NO_CACHE)
+
+
+def _campaign(program: Program, asked: Asked, site: Site, effort: Effort) -> Campaign:
+    """With what the store knows. Nothing is measured that could not be kept."""
+    kept = Store(Path(asked.store) if asked.store is not None else default_store(), site.environment.device)
     campaign = Campaign(
         program=program,
         site=site,
         store=kept,
-        rows=rows,
-        sizes=_checked_sizes(device, units, site.sizes),
-        exact=units is not None,
-        tolerance=tolerance,
-        cache=cache,
+        rows=tuple(dict.fromkeys(asked.rows)),
+        sizes=_checked_sizes(asked.device, asked.units, site.sizes),
+        exact=asked.units is not None,
+        tolerance=asked.tolerance,
+        cache=asked.cache,
         effort=effort,
         progress=lambda _: None,
         stopped=lambda: False,
@@ -92,10 +137,9 @@ def profile_program(
     kept.check_writable()
     contents = kept.read()
     campaign.stale = contents.stale(site.environment)
-    if not refresh:
+    if not asked.refresh:
         campaign.known |= contents.of(site.environment)
-    ceilings, found = conduct(campaign, runnable, progress or (lambda _: None))
-    return _profile(program, site.environment, ceilings, found, rows[0], tolerance, cache)
+    return campaign
 
 
 def conduct(campaign: Campaign, runnable: Runnable, progress: OnProgress) -> tuple[Ceilings, tuple[Measurement, ...]]:
@@ -107,6 +151,8 @@ def conduct(campaign: Campaign, runnable: Runnable, progress: OnProgress) -> tup
     events: SimpleQueue[Progress | None] = SimpleQueue()
     campaign.progress, campaign.stopped = events.put, stop.is_set
     worker = _Worker(campaign, runnable, lambda: events.put(None))
+    from spacetime.backends.threads import release_team
+
     release_team()  # this thread's own, from building and capturing the model
     worker.start()
     try:
@@ -170,7 +216,8 @@ def _profile(
     )
 
 
-def _check(program: Program, rows: Sequence[int], tolerance: float, cache: str) -> None:
+def _check(program: Program, asked: Asked) -> Effort:
+    rows, tolerance, cache = asked.rows, asked.tolerance, asked.cache
     if not isinstance(program, Program):
         facts = f"it is a {type(program).__name__}"
         raise OptionError(
@@ -189,6 +236,7 @@ def _check(program: Program, rows: Sequence[int], tolerance: float, cache: str) 
     if most > MOST:
         facts = f"a kernel of theirs has {most:.1e} operations, or bytes"
         raise OptionError(f"{max(rows)} rows are too many", facts, "profile fewer rows")
+    return Effort(asked.budget_s)
 
 
 def _check_memory(program: Program, rows: int) -> None:

@@ -2,7 +2,7 @@
 
 A site is entered on the thread that measures, and confines what that thread runs to some of the device's units.
 The CPU has one OpenMP team at a time (docs/decisions/002): changing the number of cores lets the team go, and the
-next call starts another one.
+next call starts another one. torch is imported when something is run: before that, a site tells what it is.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-import torch
-
-from spacetime.backends.threads import available_cores, can_pin, confine, release_team
+from spacetime.backends.cores import available_cores, can_pin
 from spacetime.errors import OptionError
 from spacetime.profiler.environment import cpu_environment, last_level_cache_bytes
 from spacetime.profiler.records import Environment
+
+if TYPE_CHECKING:
+    import torch
 
 try:
     import resource
@@ -50,7 +51,7 @@ class Sample:
 class Ideal:
     """A kernel that shows what the device can do."""
 
-    call: Call
+    make: Callable[[], Call]  # with what it reads and writes
     amount: int  # of floating point operations, of bytes; 1: of launches
 
 
@@ -148,15 +149,18 @@ class CpuSite:
 
     torch_device = "cpu"
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Environment | None = None) -> None:
+        """`environment`: where it is known without torch."""
         self._cores = available_cores()
         self._swept: torch.Tensor | None = None
         self._readings: list[Reading] = []
-        self.environment = cpu_environment()
+        self.environment = cpu_environment() if environment is None else environment
         self.sizes = tuple(range(1, len(self._cores) + 1)) if can_pin() else (len(self._cores),)
         self.overhead_us = self.reading_us = self.clock_us = self.asking_us = 0.0
 
     def __enter__(self) -> Self:
+        import torch
+
         self._no_grad = torch.no_grad()
         self._no_grad.__enter__()
         self.overhead_us = min(self.sample(_nothing, NUM_EMPTY_CALLS).us for _ in range(5))
@@ -175,6 +179,8 @@ class CpuSite:
         self._no_grad.__exit__(kind, error, traceback)
         self._swept = None
         self._readings.clear()
+        from spacetime.backends.threads import release_team
+
         release_team()
 
     def now_us(self) -> float:
@@ -184,6 +190,8 @@ class CpuSite:
         return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource is not None else 0
 
     def confine(self, units: int) -> None:
+        from spacetime.backends.threads import confine, release_team
+
         release_team()
         confine(self._cores[:units])
 
@@ -208,18 +216,39 @@ class CpuSite:
 
     def sweep(self) -> None:
         if self._swept is None:
+            import torch
+
             self._swept = torch.zeros(_bytes_to_sweep(), dtype=torch.uint8)
         self._swept.add_(1)
 
     def ideals(self) -> Mapping[str, Ideal]:
-        square = torch.rand(PRODUCT_SIDE, PRODUCT_SIDE)
-        source = torch.zeros(COPIED_BYTES // 4)
-        target, single = torch.empty_like(source), torch.zeros(1)
         return {
-            "compute": Ideal(lambda: torch.mm(square, square), 2 * PRODUCT_SIDE**3),
-            "bandwidth": Ideal(lambda: target.copy_(source), 2 * COPIED_BYTES),
-            "launch": Ideal(lambda: torch.relu(single), 1),
+            "compute": Ideal(_product, 2 * PRODUCT_SIDE**3),
+            "bandwidth": Ideal(_copy, 2 * COPIED_BYTES),
+            "launch": Ideal(_launch, 1),
         }
+
+
+def _product() -> Call:
+    import torch
+
+    square = torch.rand(PRODUCT_SIDE, PRODUCT_SIDE)
+    return lambda: torch.mm(square, square)
+
+
+def _copy() -> Call:
+    import torch
+
+    source = torch.zeros(COPIED_BYTES // 4)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def _launch() -> Call:
+    import torch
+
+    single = torch.zeros(1)
+    return lambda: torch.relu(single)
 
 
 def make_site(device: str) -> Site:

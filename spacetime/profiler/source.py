@@ -22,6 +22,7 @@ from spacetime.capture.program import Captured
 from spacetime.errors import CaptureError
 from spacetime.ir import Program
 from spacetime.profiler.around import Around, wholes
+from spacetime.profiler.programs import Surroundings
 from spacetime.profiler.site import Call, Sample, Site
 from spacetime.profiler.straight import Step, Straight, straight
 
@@ -61,6 +62,12 @@ class Source:
     def wholes(self) -> tuple[tuple[int, int], ...]:
         """The first kernel and the last of every operation that the module calls as one."""
         return tuple((each.first, each.last) for each in self._around.wholes) if self._around is not None else ()
+
+    @property
+    def shown(self) -> Surroundings | None:
+        """The two of above, where they are known without a run."""
+        is_known = self.module is None or "_around" in vars(self)
+        return Surroundings(self.has_code, self.wholes) if is_known else None
 
     def time(self, rows: int, site: Site) -> Sequence[Sample]:
         """Run once on so many rows: how long each kernel took, then all that lies between them, then the wholes."""

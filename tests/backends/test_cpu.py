@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from spacetime.backends import make_backend
+from spacetime.backends.cores import available_cores, can_pin
 from spacetime.backends.cpu import CpuBackend
 from spacetime.backends.null import NullBackend
-from spacetime.backends.threads import available_cores, can_pin
 from spacetime.errors import OptionError
 from tests.backends.conformance import PATIENCE_S, Calls, partitions, start
 

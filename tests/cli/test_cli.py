@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from spacetime import __version__
-from spacetime.backends.threads import available_cores
+from spacetime.backends.cores import available_cores
 from spacetime.cli import main
 from spacetime.cli.demo import POLICIES, DemoReport
 from spacetime.cli.doctor import Check, Diagnosis
@@ -42,6 +43,13 @@ def test_help_says_in_whole_lines_what_each_verb_does(capsys: pytest.CaptureFixt
     verbs = ended.out.partition("Commands:")[2].splitlines()[1:]
     assert [line.split()[0] for line in verbs] == VERBS
     assert all(line.endswith(".") and not line.endswith("...") for line in verbs)
+
+
+@pytest.mark.parametrize("verb", ["plan", "profile", "compare"])
+def test_a_verb_that_needs_no_torch_does_not_import_it(verb: str) -> None:
+    lines = f"import sys; sys.modules['torch'] = None; from spacetime.cli import main; main(['{verb}', '--help'])"
+    ended = subprocess.run([sys.executable, "-c", lines], check=True, capture_output=True, text=True, timeout=60)
+    assert f"{verb} [OPTIONS]" in ended.stdout
 
 
 @pytest.mark.parametrize("verb", ["demo", "plan", "simulate"])

@@ -24,7 +24,7 @@ from torch import nn
 
 import spacetime as st
 from spacetime import zoo
-from spacetime.cli import models
+from spacetime.cli import known, models
 from spacetime.cli import profile as verb
 from spacetime.cli import profile_report as reports
 from spacetime.cli.models import load_model
@@ -54,7 +54,7 @@ def profiled(capsys: pytest.CaptureFixture[str], *arguments: object) -> ProfileR
 
 def test_the_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(verb).failed == doctest.testmod(reports).failed == 0
-    assert doctest.testmod(models).failed == 0
+    assert doctest.testmod(models).failed == doctest.testmod(known).failed == 0
 
 
 # -- what it prints and writes ---------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_what_is_known_from_other_conditions_is_measured_again_and_said(
 ) -> None:
     options = ("zoo:mlp", "--store", tmp_path / "store", "--budget", "0.01", "--units", "1", "--cache", "warm")
     assert profiled(capsys, *options).num_stale == 0
-    monkeypatch.setattr(environment, "_libraries", lambda: {"torch": "9.9"})
+    monkeypatch.setattr(environment, "cpu_libraries", lambda: {"torch": "9.9"})
     ended = run(capsys, "profile", *options)
     assert "3 kernels were known from other conditions, and measured again" in ended.out
     assert f"  torch: 9.9 here, {torch.__version__} there" in ended.out
@@ -260,14 +260,21 @@ def test_other_signals_that_end_a_program_keep_it_too(
     assert ended.err.startswith("interrupted: ") and "are measured, and kept in" in ended.err
 
 
-@pytest.mark.parametrize("stage", ["load_model", "capture", "profile_program"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "spacetime.cli.models.load_model",
+        "spacetime.api.capture",
+        "spacetime.cli.profile.profile_program",
+    ],
+)
 def test_ctrl_c_before_anything_was_measured_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verb, stage, interrupted)
+    monkeypatch.setattr(stage, interrupted)
     ended = run(capsys, "profile", "zoo:mlp")
     assert (ended.code, ended.err) == (130, "interrupted before any kernel was measured\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -92,7 +93,7 @@ class FakeSite:
         self.num_swept += 1
 
     def ideals(self) -> Mapping[str, Ideal]:
-        return {name: Ideal(self.call(name), 1) for name in ("compute", "bandwidth", "launch")}
+        return {name: Ideal(partial(self.call, name), 1) for name in ("compute", "bandwidth", "launch")}
 
 
 class FakeRun:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import spacetime as st
-from spacetime.backends.threads import available_cores, can_pin
+from spacetime.backends.cores import available_cores, can_pin
 from spacetime.errors import CaptureError, OptionError
 from spacetime.ir import Program
 from spacetime.profiler import site as sites

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import spacetime
 from spacetime.backends import HostMemory
+from spacetime.backends.cores import available_cores
 from spacetime.backends.merged import MergedExecutable
 from spacetime.backends.null import NullBackend
-from spacetime.backends.threads import available_cores
 from spacetime.plan import Lane, Plan, Segment, Snapshot
 from spacetime.runtime.explain import Explanation
 from spacetime.runtime.merging import Merging

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from spacetime.errors import CaptureError, OptionError
+from spacetime.profiler.inside import inside
 from spacetime.profiler.onnx.operators.shapes import torch_dtype
 
 _EXTERNAL = 1  # TensorProto.DataLocation
@@ -29,6 +30,16 @@ def check_locations(path: Path, tensors: Iterable[Any]) -> int:
             _, _, num_bytes = _place(path, tensor)
             total += num_bytes
     return total
+
+
+def locations_of(graph: Any) -> tuple[str, ...]:
+    """Of all data that are not in the file itself, as it has them, each once."""
+    tensors = list(graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            tensors += [attribute.t, *attribute.tensors]
+    entries = [entry for tensor in tensors if tensor.data_location == _EXTERNAL for entry in tensor.external_data]
+    return tuple(dict.fromkeys(entry.value for entry in entries if entry.key == "location"))
 
 
 def read_tensor(path: Path, tensor: Any) -> Tensor:
@@ -62,7 +73,7 @@ def _place(path: Path, tensor: Any) -> tuple[Path, int, int]:
     """File, offset and length of the data, checked."""
     _check_shape(path, tensor)
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    file = _inside(path, tensor.name, entries.get("location", ""))
+    file = inside(path, tensor.name, entries.get("location", ""))
     expected = math.prod(tensor.dims) * torch_dtype(tensor.data_type).itemsize
     offset, num_bytes = _number(path, tensor, entries, "offset", 0), _number(path, tensor, entries, "length", expected)
     if num_bytes != expected:
@@ -99,24 +110,3 @@ def _short(path: Path, tensor: Any, file: Path, offset: int, num_bytes: int) -> 
         f"{file.name} has {file.stat().st_size} bytes; bytes {offset} to {offset + num_bytes} are needed",
         "copy the data file again",
     )
-
-
-def _inside(path: Path, name: str, location: str) -> Path:
-    folder = path.parent.resolve()
-    relative = PurePosixPath(location)
-    is_outside = relative.is_absolute() or PureWindowsPath(location).is_absolute() or "\\" in location
-    is_outside |= ".." in relative.parts or "\0" in location or not location
-    file = folder if is_outside else (folder / relative).resolve()
-    if is_outside or not file.is_relative_to(folder):
-        raise OptionError(
-            f"{path}: the external data of {name!r} lie outside the model's folder",
-            f"location {location!r}; only files below {folder} are read",
-            "put the data file beside the model and save the model with its relative path",
-        )
-    if not file.is_file():
-        raise OptionError(
-            f"{path}: the external data of {name!r} are missing",
-            f"there is no file {location!r} in {folder}",
-            "copy the data file to the model's folder",
-        )
-    return file

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from spacetime.errors import CaptureError, OptionError
+from spacetime.profiler.memory import available_bytes
 from spacetime.profiler.onnx.external import check_locations, read_tensor
 from spacetime.profiler.onnx.graph import Graph, Input, Node, Numbers, Unsupported, Value, constant
-from spacetime.profiler.onnx.memory import available_bytes
 from spacetime.profiler.onnx.operators.shapes import torch_dtype
 from spacetime.profiler.onnx.registry import find
 

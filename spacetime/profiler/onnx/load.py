@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spacetime.errors import CaptureError, OptionError
+from spacetime.profiler.onnx.external import locations_of
 from spacetime.profiler.onnx.file import check_memory, read_graph, read_proto
 from spacetime.profiler.onnx.fold import Folded, fold
 from spacetime.profiler.onnx.graph import Graph, Input
@@ -36,6 +37,7 @@ class OnnxModel:
     opset: int
     producer: str
     path: Path
+    beside: tuple[str, ...]  # locations of the files with its external data, from its folder
 
     def example(self, rows: int = EXAMPLE_ROWS, seed: int = 0) -> tuple[Tensor, ...]:
         """Inputs of `rows` rows: normal floats, indices in the range of their tables, ones for masks."""
@@ -68,6 +70,7 @@ def load_onnx(path: str | os.PathLike[str], sizes: Mapping[str, int] | None = No
     graph = read_graph(path, proto, sizes)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     producer = " ".join(filter(None, (proto.producer_name, proto.producer_version)))
+    beside = locations_of(proto.graph)
     del proto  # as large as the weights
     check_memory(path, EXAMPLE_ROWS * sum(prod(each.shape) * each.dtype.itemsize for each in graph.inputs))
     try:
@@ -84,6 +87,7 @@ def load_onnx(path: str | os.PathLike[str], sizes: Mapping[str, int] | None = No
         opset=opset,
         producer=producer,
         path=path,
+        beside=beside,
     )
 
 

@@ -19,8 +19,8 @@ from onnx.helper import make_node as node
 from torch._subclasses.fake_tensor import FakeTensor
 
 from spacetime.errors import CaptureError, OptionError, SpacetimeError
+from spacetime.profiler.memory import available_bytes
 from spacetime.profiler.onnx import file, load_onnx
-from spacetime.profiler.onnx.memory import available_bytes
 from tests.profiler.onnx.oracle import floats, graph_bytes
 
 X = floats(2, 4)
