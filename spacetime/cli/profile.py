@@ -180,10 +180,12 @@ def _interrupt(number: int, frame: object) -> None:
 def _kept(last: Progress | None, device: str, folder: Path) -> Iterator[str]:
     if device.startswith(MODEL):
         yield "interrupted: nothing is kept, modelled figures are quickly made again"
-    elif last is None:
+    elif last is None or not (last.done or last.num_begun):
         yield "interrupted before any kernel was measured"
     else:
         yield f"interrupted: {last.done} of {last.total} kernels are measured, and kept in {folder}"
+        if last.num_begun:
+            yield f"  {last.num_begun} of the others are begun, and kept as well"
         yield "  run the same command again to measure the rest"
 
 

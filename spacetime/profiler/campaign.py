@@ -16,7 +16,7 @@ from spacetime.errors import OptionError
 from spacetime.ir import Kernel, Program
 from spacetime.profiler.curves import Point
 from spacetime.profiler.few_points import Search, search
-from spacetime.profiler.measure import Effort, Stopped, Taken, Wanted, time_in_runs, time_on_sizes
+from spacetime.profiler.measure import Effort, Stopped, Taken, Wanted, in_turns, time_in_runs, time_on_sizes
 from spacetime.profiler.profile import BETWEEN, CODE, Ceilings, whole_key
 from spacetime.profiler.records import Environment, Key, Measurement
 from spacetime.profiler.site import Call, Sample, Site
@@ -59,6 +59,7 @@ class Progress:
     num_known: int  # of those done: not measured now
     num_stale: int = 0  # of those done: measured again, since what is known of them was measured under other conditions
     changes: tuple[str, ...] = ()  # how these differed, a line each
+    num_begun: int = 0  # of those that are not done: what there is of them is kept, and gone on with
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Subject:
     indices: tuple[int, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Curve:
     """A subject on its way: what is found, and the sizes that are asked for next; none: it is all there."""
 
@@ -107,9 +108,11 @@ class Campaign:
     progress: Callable[[Progress], None]
     stopped: Callable[[], bool]
     known: dict[Key, Measurement] = field(default_factory=dict)
+    begun: Mapping[Key, Measurement] = field(default_factory=dict)  # of runs that were interrupted
     stale: Mapping[Key, tuple[Environment, Measurement]] = field(default_factory=dict)  # measured elsewhere, not here
     _used: list[Measurement] = field(default_factory=list)
     _done: int = 0
+    _last: Progress = field(default_factory=lambda: Progress(0, 0, "", 0))
     _num_known: int = 0
     _num_stale: int = 0
     _changes: tuple[str, ...] = ()
@@ -117,6 +120,7 @@ class Campaign:
     def run(self, runnable: Runnable) -> tuple[Measurement, ...]:
         """All measurements of the program's kernels, known ones included. On the site's thread."""
         subjects = subjects_of(self.program, with_between=self.cache == RUN, surrounding=runnable)
+        self._last = Progress(0, len(subjects) * len(self.rows), "", 0)
         for rows in self.rows:
             missing = [each for each in subjects if not self._is_known(each, rows)]
             for each in subjects:
@@ -191,7 +195,12 @@ class Campaign:
                 continue
             curve = _Curve(left.pop(index), self._search())
             while curve.sizes:
-                curve.feed(self._time(call, curve.sizes, self.effort))
+                taken = self._begun(curve, rows)
+                try:
+                    curve.feed(self._time(call, curve.sizes, self.effort, taken))
+                except Stopped:
+                    self._keep_begun([(curve, taken)], rows)
+                    raise
             yield self._keep_curve(curve, rows)
             if not left:
                 return
@@ -204,17 +213,25 @@ class Campaign:
         curves = {subject.key: _Curve(subject, self._search()) for subject in missing}
         while curves:
             wanted = {key: Wanted(curve.subject.indices, tuple(curve.sizes)) for key, curve in curves.items()}
+            taken = {key: self._begun(curve, rows) for key, curve in curves.items()}
             run = partial(runnable.time, rows, self.site)
-            for key, taken in time_in_runs(self.site, run, wanted, self.effort, stopped=self.stopped):
-                curves[key].feed(taken)
-                if not curves[key].sizes:
-                    yield self._keep_curve(curves.pop(key), rows)
+            try:
+                for key, found in time_in_runs(self.site, run, wanted, self.effort, stopped=self.stopped, taken=taken):
+                    curves[key].feed(found)
+                    if not curves[key].sizes:
+                        yield self._keep_curve(curves.pop(key), rows)
+            except Stopped:
+                self._keep_begun([(curve, taken.get(key, {})) for key, curve in curves.items()], rows)
+                raise
 
     def _search(self) -> Search:
         return search(self.sizes, self.tolerance, exact=self.exact)
 
-    def _time(self, call: Call, sizes: Sequence[int], effort: Effort) -> Mapping[int, Taken]:
-        return time_on_sizes(self.site, call, sizes, effort, cold=self.cache == "cold", stopped=self.stopped)
+    def _time(
+        self, call: Call, sizes: Sequence[int], effort: Effort, taken: dict[int, Taken] | None = None
+    ) -> Mapping[int, Taken]:
+        is_cold = self.cache == "cold"
+        return time_on_sizes(self.site, call, sizes, effort, cold=is_cold, stopped=self.stopped, taken=taken)
 
     # -- book-keeping ---------------------------------------------------------------------------------
 
@@ -231,6 +248,27 @@ class Campaign:
         self._keep(measurements)
         self._used += measurements
         return subject
+
+    def _begun(self, curve: _Curve, rows: int) -> dict[int, Taken]:
+        """What an interrupted run has left of the sizes that are asked for: all of them, or it was another question."""
+        begun = [self.begun.get(self._key(curve.subject, rows, units)) for units in curve.sizes]
+        known = [each for each in begun if each is not None]
+        if len(known) < len(begun):
+            return {}
+        return in_turns(
+            {each.key.units: Taken(each.calls, [*each.samples_us], num_left_out=each.num_disturbed) for each in known}
+        )
+
+    def _keep_begun(self, curves: Sequence[tuple[_Curve, Mapping[int, Taken]]], rows: int) -> None:
+        """Of each the sizes that it has done, and of those it asks for what they have in common."""
+        found = {curve: {**curve.found, **in_turns(taken)} for curve, taken in curves}
+        measurements = [
+            self._measurement(self._key(curve.subject, rows, units), curve.subject.op, curve.subject.dtype, each)
+            for curve, sizes in found.items()
+            for units, each in sizes.items()
+        ]
+        self.store.begun.append(self.site.environment, measurements)
+        self.progress(replace(self._last, num_begun=sum(map(bool, found.values()))))
 
     def _measurement(self, key: Key, op: str, dtype: str, taken: Taken) -> Measurement:
         return Measurement(
@@ -256,8 +294,10 @@ class Campaign:
         if elsewhere is not None:
             self._num_stale += 1
             self._changes = self.site.environment.differences(elsewhere)
-        total = num_subjects * len(self.rows)
-        self.progress(Progress(self._done, total, subject.name, self._num_known, self._num_stale, self._changes))
+        self._last = Progress(
+            self._done, num_subjects * len(self.rows), subject.name, self._num_known, self._num_stale, self._changes
+        )
+        self.progress(self._last)
 
     @cached_property
     def _elsewhere(self) -> Mapping[tuple[str, int], Environment]:

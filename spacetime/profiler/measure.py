@@ -58,6 +58,7 @@ class Taken:
     calls: int
     clean_us: list[float] = field(default_factory=list)
     disturbed_us: list[float] = field(default_factory=list)
+    num_left_out: int = 0  # disturbed ones of an earlier run, of which this one goes on
 
     def add(self, sample: Sample) -> None:
         (self.disturbed_us if sample.disturbed else self.clean_us).append(sample.us)
@@ -70,7 +71,7 @@ class Taken:
     @property
     def num_disturbed(self) -> int:
         """Left out."""
-        return len(self.disturbed_us) if self._enough else 0
+        return self.num_left_out + (len(self.disturbed_us) if self._enough else 0)
 
     @property
     def num_taken(self) -> int:
@@ -82,11 +83,21 @@ class Taken:
 
 
 def time_on_sizes(
-    site: Site, call: Call, sizes: Sequence[int], effort: Effort, *, cold: bool, stopped: Callable[[], bool]
+    site: Site,
+    call: Call,
+    sizes: Sequence[int],
+    effort: Effort,
+    *,
+    cold: bool,
+    stopped: Callable[[], bool],
+    taken: dict[int, Taken] | None = None,
 ) -> Mapping[int, Taken]:
-    """Every size in turns, until all are sure, or the budget is spent."""
+    """Every size in turns, until all are sure, or the budget is spent.
+
+    `taken` is what there is already, and grows: whoever stops this has it there.
+    """
     end_us = site.now_us() + effort.budget_s * 1e6
-    taken: dict[int, Taken] = {}
+    taken = {} if taken is None else taken
     order = list(sizes)
     while True:
         for units in order:
@@ -109,13 +120,18 @@ def time_in_runs(
     effort: Effort,
     *,
     stopped: Callable[[], bool],
+    taken: dict[str, dict[int, Taken]] | None = None,
 ) -> Iterator[tuple[str, Mapping[int, Taken]]]:
     """Every key when it is sure on all its sizes, or when the budget is spent; `run` gives a sample of each kernel.
 
-    When it is stopped, it still gives what has the samples that it needs.
+    When it is stopped, it still gives what has the samples that it needs. `taken` is what there is already of some
+    sizes; it grows, and loses the keys that were given.
     """
     end_us = site.now_us() + effort.budget_s * 1e6 * len(wanted)
-    taken = {key: {units: Taken(1) for units in each.sizes} for key, each in wanted.items()}
+    taken = {} if taken is None else taken
+    for key, each in wanted.items():
+        begun = taken.get(key, {})
+        taken[key] = {units: begun.get(units) or Taken(1) for units in each.sizes}
     order = sorted({units for each in wanted.values() for units in each.sizes})
     while taken:
         is_stopped, is_over = stopped(), site.now_us() >= end_us
@@ -134,6 +150,20 @@ def time_in_runs(
                 run()
                 _burst_of_runs(run, asking, wanted)
         order.reverse()
+
+
+def in_turns(taken: Mapping[int, Taken]) -> dict[int, Taken]:
+    """As many undisturbed samples of each size as there are of all: what is to be gone on with another day.
+
+    Else the sizes would be compared at different times, and the machine may be another one then.
+    """
+    num_each = min((len(each.clean_us) for each in taken.values()), default=0)
+    if num_each == 0:
+        return {}
+    return {
+        units: Taken(each.calls, each.clean_us[:num_each], num_left_out=each.num_left_out + len(each.disturbed_us))
+        for units, each in taken.items()
+    }
 
 
 def half_width(samples_us: Sequence[float]) -> float:

@@ -139,6 +139,7 @@ def _campaign(program: Program, asked: Asked, site: Site, effort: Effort) -> Cam
     campaign.stale = contents.stale(site.environment)
     if not asked.refresh:
         campaign.known |= contents.of(site.environment)
+        campaign.begun = kept.begun.read().of(site.environment)
     return campaign
 
 

@@ -3,7 +3,8 @@
 A line is either an environment or a measurement that names its environment. Lines are appended under a lock in
 one write, so two writers never mix and a killed one leaves at most a torn last line, which the next writer ends.
 What does not fit on the disk is taken back and said.
-Nothing is ever changed in place: the latest measurement of a key counts.
+Nothing is ever changed in place: the latest measurement of a key counts. What was begun and not done is in a file of
+its own beside that.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +24,7 @@ from spacetime.profiler.records import SCHEMA, Environment, Key, Measurement
 from spacetime.values import decode, encode
 
 FILE = "kernels.jsonl"
+BEGUN = "begun.jsonl"  # beside it: lines of the same kind, of kernels that are not known yet
 _PREFIX = '{"schema":'
 
 
@@ -53,6 +56,16 @@ class Store:
 
     def __init__(self, root: Path, device: str) -> None:
         self.path = root / slug(device) / FILE
+
+    @property
+    def begun(self) -> Store:
+        """What interrupted runs had of kernels that were not done. Its latest line of a key has all samples so far.
+
+        A file of its own: whoever reads the other one takes its lines for measurements that are done.
+        """
+        beside = copy(self)
+        beside.path = self.path.with_name(BEGUN)
+        return beside
 
     def append(self, environment: Environment, measurements: Iterable[Measurement]) -> None:
         """Add lines; safe beside other writers, in this process and others."""

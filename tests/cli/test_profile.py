@@ -279,6 +279,33 @@ def test_ctrl_c_before_anything_was_measured_says_so(
     assert (ended.code, ended.err) == (130, "interrupted before any kernel was measured\n")
 
 
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (
+            Progress(1, 5, "linear", 0, num_begun=3),
+            "interrupted: 1 of 5 kernels are measured, and kept in",
+        ),
+        (
+            Progress(0, 5, "", 0, num_begun=5),
+            "interrupted: 0 of 5 kernels are measured, and kept in",
+        ),
+        (Progress(0, 5, "", 0), "interrupted before any kernel was measured"),
+    ],
+)
+def test_an_interruption_says_what_is_begun(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, last: Progress, message: str
+) -> None:
+    def interrupted(program: object, asked: object, progress: Callable[[Progress], None]) -> None:
+        progress(last)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb, "profile_program", interrupted)
+    ended = run(capsys, "profile", "zoo:mlp")
+    assert ended.code == 130 and ended.err.startswith(message)
+    assert (f"\n  {last.num_begun} of the others are begun" in ended.err) == (last.num_begun > 0)
+
+
 # -- wrong values ----------------------------------------------------------------------------------------------------
 
 

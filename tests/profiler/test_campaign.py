@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def campaign(folder: Path, latency_us: Latency = LATENCY, sizes: tuple[int, ...]
     }
     made = Campaign(site=site, **settings)
     made.known |= made.store.read().of(site.environment)
+    made.begun = made.store.begun.read().of(site.environment)
     return made
 
 
@@ -230,6 +232,96 @@ def test_a_kernel_half_measured_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         made.run(run)
     assert made.store.read().measurements == {}
+
+
+def stopped_after(made: Campaign, num_timed: int) -> FakeRun:
+    """Run it until so many samples were taken."""
+    run = run_of(made)
+    made.stopped = lambda: run.site.num_timed >= num_timed
+    with pytest.raises(Stopped):
+        made.run(run)
+    return run
+
+
+@CACHES
+def test_what_was_begun_is_gone_on_with(tmp_path: Path, cache: str) -> None:
+    """Every sample counts, and no more are taken than without the interruption."""
+    whole = campaign(tmp_path / "whole", cache=cache, rows=(1,))
+    expected = run_of(whole)
+    found = whole.run(expected)
+    reports: list[Progress] = []
+    first = campaign(tmp_path, lambda key, units, now_us: LATENCY(key, units, now_us) + 0.5, cache=cache, rows=(1,))
+    first.progress = reports.append
+    begun_run = stopped_after(first, {"run": 40, "warm": 14, "cold": 16}[cache])  # whole turns
+    assert first.store.read().measurements == {}, "nothing is done"
+    assert (reports[-1].done, reports[-1].num_begun) == (0, 4 if cache == "run" else 1)
+    begun = first.store.begun.read().of(first.site.environment)
+    for each in begun.values():
+        assert len(each.samples_us) == len(begun[replace(each.key, units=1)].samples_us) > 0
+    resumed = campaign(tmp_path, cache=cache, rows=(1,))
+    run = run_of(resumed)
+    again = resumed.run(run)
+    assert [(each.key, len(each.samples_us)) for each in again] == [(each.key, len(each.samples_us)) for each in found]
+    for each in again:
+        kept = begun[each.key].samples_us if each.key in begun else ()
+        assert each.samples_us[: len(kept)] == kept and set(each.samples_us[len(kept) :]).isdisjoint(kept)
+    assert run.site.num_timed + begun_run.site.num_timed <= expected.site.num_timed
+
+
+@pytest.mark.parametrize("cache", ["run", "warm"])
+def test_interruptions_add_up_to_a_measurement(tmp_path: Path, cache: str) -> None:
+    for attempt in range(20):
+        made = campaign(tmp_path, cache=cache, rows=(1,), program=program(8))
+        run = run_of(made)
+        made.stopped = lambda run=run: run.site.num_timed >= 20
+        try:
+            made.run(run)
+        except Stopped:
+            continue
+        assert attempt > 0, "one attempt is not enough for it"
+        return
+    pytest.fail("nothing was kept")
+
+
+def test_less_than_a_turn_of_all_sizes_is_not_kept(tmp_path: Path) -> None:
+    """One size alone would be compared with others of another day."""
+    made, reports = campaign(tmp_path), []
+    made.progress = reports.append
+    stopped_after(made, 3)
+    assert made.store.begun.read().measurements == {}
+    assert [(report.done, report.num_begun) for report in reports] == [(0, 0)]
+
+
+def test_what_was_begun_on_other_sizes_is_begun_anew(tmp_path: Path) -> None:
+    stopped_after(campaign(tmp_path, sizes=(2,), rows=(1,)), 20)
+    made = campaign(tmp_path, sizes=(1, 2), rows=(1,))
+    assert made.begun
+    whole = campaign(tmp_path / "whole", sizes=(1, 2), rows=(1,))
+    run, expected = run_of(made), run_of(whole)
+    made.run(run)
+    whole.run(expected)
+    assert run.site.num_timed == expected.site.num_timed
+
+
+@pytest.mark.parametrize("cache", ["run", "warm"])
+def test_the_first_points_of_many_sizes_are_not_measured_again(tmp_path: Path, cache: str) -> None:
+    sizes = (*range(8, 129, 8), 132)
+    changes: dict[str, Any] = {"latency_us": law(9000, 10), "sizes": sizes, "cache": cache, "rows": (1,)}
+    whole = campaign(tmp_path / "whole", **changes)
+    run = run_of(whole)
+    expected, visits = whole.run(run), run.site.visits
+    first = list(dict.fromkeys(visits))[:4]
+    made = campaign(tmp_path, **changes)
+    stopping = run_of(made)
+    made.stopped = lambda: bool(set(stopping.site.visits) - set(first))  # it asks for others
+    with pytest.raises(Stopped):
+        made.run(stopping)
+    resumed = campaign(tmp_path, **changes)
+    run = run_of(resumed)
+    assert [each.key for each in resumed.run(run)] == [each.key for each in expected]
+    assert KEYS[0] in {key.kernel for key in resumed.begun}
+    if cache == "run":
+        assert not set(run.site.visits) & set(first), "all kernels had them"
 
 
 def test_what_goes_wrong_on_the_measuring_thread_reaches_the_caller(tmp_path: Path) -> None:

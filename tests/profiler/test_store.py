@@ -52,6 +52,13 @@ def test_the_latest_counts_and_nothing_is_lost(store: Store) -> None:
     assert store.path.read_bytes().startswith(first)
 
 
+def test_what_is_begun_is_in_a_file_of_its_own(store: Store) -> None:
+    store.begun.append(HERE, [measured()])
+    assert store.read().environments == {} and store.begun.path.parent == store.path.parent
+    store.begun.append(HERE, [measured(KEY, 5.0, 6.0)])
+    assert store.begun.read().of(HERE)[KEY].samples_us == (5.0, 6.0)
+
+
 def test_other_environments_are_stale_until_measured_again(store: Store) -> None:
     store.append(HERE, [measured()])
     assert store.read().of(UPDATED) == {}
