@@ -69,7 +69,7 @@ def find_knee(
     points = _checked(points)
     units = np.array([point.units for point in points], dtype=np.float64)
     fitted = monotone(_medians(points), weights_of(points))
-    index = _first_within(fitted, tolerance, least_gain_us)
+    index = int(_first_within(fitted, tolerance, least_gain_us))
     most = units[-1]
     return Knee(
         units=points[index].units,
@@ -85,7 +85,7 @@ def find_knee(
 def knee_units(points: Sequence[Point], tolerance: float = TOLERANCE) -> int:
     """The size of `find_knee` alone."""
     points = _checked(points)
-    return points[_first_within(monotone(_medians(points), weights_of(points)), tolerance)].units
+    return points[int(_first_within(monotone(_medians(points), weights_of(points)), tolerance))].units
 
 
 def fit_law(points: Sequence[Point]) -> Law:
@@ -138,8 +138,11 @@ def _medians(points: Sequence[Point]) -> Floats:
     return np.array([point.median_us for point in points])
 
 
-def _first_within(fitted: Floats, tolerance: float, least_gain_us: float = 0.0) -> int:
-    return int((fitted <= fitted[-1] + max(fitted[-1] * tolerance, least_gain_us)).argmax())
+def _first_within(fitted: Floats, tolerance: float, least_gain_us: float = 0.0) -> NDArray[np.intp]:
+    """Of a curve, or of each in a row of curves."""
+    best = fitted[..., -1:]
+    found: NDArray[np.intp] = (fitted <= best + np.maximum(best * tolerance, least_gain_us)).argmax(axis=-1)
+    return found
 
 
 def _confidence(points: Sequence[Point], index: int, within: tuple[float, float], seed: int) -> float:
@@ -149,14 +152,16 @@ def _confidence(points: Sequence[Point], index: int, within: tuple[float, float]
     drawn = [
         np.median(rng.choice(np.array(point.samples_us), (DRAWS, len(point.samples_us))), axis=1) for point in points
     ]
-    same = [_first_within(monotone(medians, weights), *within) == index for medians in np.stack(drawn, axis=1)]
-    return sum(same) / DRAWS
+    fitted = np.stack(drawn, axis=1)
+    for rising in np.flatnonzero((np.diff(fitted, axis=1) > 0).any(axis=1)):  # the others are their own fit
+        fitted[rising] = monotone(fitted[rising], weights)
+    return float(np.mean(_first_within(fitted, *within) == index))
 
 
 def _bend(units: Floats, fitted: Floats) -> int:
     """Kneedle for a falling convex curve: the point furthest below the chord between the curve's ends."""
     if len(units) < 3 or fitted[0] == fitted[-1]:
-        return _first_within(fitted, 0.0)
+        return int(_first_within(fitted, 0.0))
     x = (units - units[0]) / (units[-1] - units[0])
     y = (fitted - fitted[-1]) / (fitted[0] - fitted[-1])
     return int((1 - x - y).argmax())

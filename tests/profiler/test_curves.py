@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spacetime.errors import OptionError
-from spacetime.profiler.curves import Point, find_knee, fit_law, monotone
+from spacetime.profiler.curves import DRAWS, Point, find_knee, fit_law, monotone, weights_of
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -46,6 +46,27 @@ def test_doubt_shows_in_the_confidence() -> None:
     rng = np.random.default_rng(3)
     noisy = [Point(u, tuple(np.exp(rng.standard_normal(5)) * (1 + 0.2 / u))) for u in SIZES]
     assert find_knee(noisy).confidence < 0.9
+
+
+@given(
+    st.lists(st.lists(st.floats(1, 20), min_size=5, max_size=5), min_size=1, max_size=5),
+    st.sampled_from([0.0, 0.05, 0.5]),
+    st.sampled_from([0.0, 0.3]),
+)
+def test_the_confidence_is_the_share_of_draws_with_the_same_knee(
+    samples_us: list[list[float]], tolerance: float, least_gain_us: float
+) -> None:
+    """Each draw as a curve of its own, in the order that they are drawn."""
+    points = [Point(units, tuple(each)) for units, each in enumerate(samples_us, 1)]
+    found = find_knee(points, tolerance, least_gain_us=least_gain_us)
+    rng, weights = np.random.default_rng(0), weights_of(points)
+    drawn = [np.median(rng.choice(np.array(each), (DRAWS, 5)), axis=1) for each in samples_us]
+    same = 0
+    for medians in np.stack(drawn, axis=1):
+        fitted = monotone(medians, weights)
+        limit = fitted[-1] + max(fitted[-1] * tolerance, least_gain_us)
+        same += next(units for units, us in enumerate(fitted, 1) if us <= limit) == found.units
+    assert found.confidence == same / DRAWS
 
 
 def test_a_gain_that_the_clock_cannot_tell_is_none() -> None:
