@@ -19,6 +19,7 @@ from spacetime.errors import OptionError
 T = TypeVar("T")
 
 MOST_SHOWN = 80  # characters of a value that does not fit
+_PLAIN = (int, float, str, bool)
 
 
 class Value:
@@ -93,6 +94,11 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
+@cache
+def _names(kind: type) -> frozenset[str]:
+    return frozenset(field.name for field in fields(kind))
+
+
 def _decode(kind: Any, data: Any, where: str) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         return _decode_dataclass(kind, data, where)
@@ -113,18 +119,24 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
 def _decode_dataclass(kind: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise _misfit(where, f"expected an object, found {type(data).__name__}", f"value: {_brief(data)}")
-    hints = _hints(kind)
-    names = {field.name for field in fields(kind)}
-    unknown, missing = sorted(data.keys() - names), sorted(names - data.keys())
-    if unknown or missing:
+    hints, names = _hints(kind), _names(kind)
+    if data.keys() != names:
+        unknown, missing = sorted(data.keys() - names), sorted(names - data.keys())
         raise _misfit(where, "fields do not match", f"unknown: {unknown}, missing: {missing}")
-    return kind(**{name: _decode(hints[name], data[name], f"{where}.{name}") for name in data})
+    return kind(
+        **{
+            name: value if type(value) is hints[name] else _decode(hints[name], value, f"{where}.{name}")
+            for name, value in data.items()
+        }
+    )
 
 
 def _decode_tuple(kinds: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(data, list):
         raise _misfit(where, f"expected a list, found {type(data).__name__}", f"value: {_brief(data)}")
     if len(kinds) == 2 and kinds[1] is Ellipsis:
+        if kinds[0] in _PLAIN and {kinds[0]}.issuperset(map(type, data)):  # samples, by the thousand
+            return tuple(data)
         return tuple(_decode(kinds[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if len(kinds) != len(data):
         raise _misfit(where, f"expected {len(kinds)} items, found {len(data)}", f"value: {_brief(data)}")

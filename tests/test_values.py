@@ -18,7 +18,7 @@ from spacetime.errors import OptionError
 from spacetime.ir import Kernel, Program, Rows, TensorSpec
 from spacetime.plan import Lane, Load, Plan, RequestView, Segment, Snapshot, TenantView
 from spacetime.trace import LaneEvent, Trace
-from spacetime.values import Value
+from spacetime.values import Value, decode
 from spacetime.workload import Arrival, Workload
 
 VALUES = [
@@ -136,6 +136,16 @@ def test_integers_stand_for_floats() -> None:
     device = json.loads(Device("a", "cpu", 2).to_json()) | {"launch_us": 5}
     launch_us = Device.from_json(json.dumps(device)).launch_us
     assert launch_us == 5.0 and isinstance(launch_us, float)
+
+
+def test_every_item_of_a_list_is_looked_at() -> None:
+    assert repr(decode(tuple[float, ...], [1.5, 2, 3.5])) == "(1.5, 2.0, 3.5)"
+    assert repr(decode(tuple[float, ...], [1, 2])) == "(1.0, 2.0)"
+    assert decode(tuple[int, ...], []) == ()
+    with pytest.raises(OptionError, match=r"\[1\]: expected int, found bool"):
+        decode(tuple[int, ...], [1, True])
+    with pytest.raises(OptionError, match=r"\[2\]: expected float, found str"):
+        decode(tuple[float, ...], [1.5, 2.5, "3.5"])
 
 
 def test_text_that_is_no_json_is_shown_shortened() -> None:
