@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from spacetime.errors import OptionError
 from spacetime.ir import Program
 from spacetime.profiler import environment
 from spacetime.profiler.conditions import conditions_digest
+from spacetime.profiler.inside import inside
 from spacetime.profiler.memory import available_bytes
 from spacetime.profiler.programs import Beside, KeptProgram, Programs, Surroundings, digest
 
@@ -45,15 +47,15 @@ def origin_of(source: str, sizes: Mapping[str, int]) -> Origin | None:
     is_onnx, is_file = source.lower().endswith(FILES[0]), source.lower().endswith(FILES)
     if (sizes and not is_onnx) or not (is_file or source.startswith(ZOO)):
         return None
-    if is_file and not (path.is_file() and path.stat().st_size <= available_bytes()):
-        return None
     conditions = conditions_digest()
     if conditions is None:
         return None
     try:
+        if is_file and not (path.is_file() and path.stat().st_size <= available_bytes()):
+            return None
         state = _state(path) if is_file else None
         what = [path.suffix.lower(), digest(path)] if is_file else [source]
-    except OSError:
+    except OSError:  # nobody may read it
         return None
     text = json.dumps([what, sorted(sizes.items()), conditions])
     name = path.stem if is_file else source.removeprefix(ZOO)
@@ -118,11 +120,13 @@ def _is_unchanged(origin: Origin, beside: Sequence[str]) -> bool:
     """Nobody wrote to the files while they were read."""
     if origin.state is None:
         return True
-    files = (origin.path.parent / location for location in beside)
+    written_ns = []
     try:
-        written_ns = [file.stat().st_ctime_ns for file in files if file.exists()]
+        for location in beside:
+            with suppress(OptionError):  # it was not needed, so it need not be there
+                written_ns.append(inside(origin.path, location, location).stat().st_ctime_ns)
         return _state(origin.path) == origin.state and all(each < origin.asked_ns for each in written_ns)
-    except (OSError, ValueError):
+    except OSError:
         return False
 
 
