@@ -17,10 +17,16 @@ def test_it_measures_time_agreement_and_accuracy(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(profile_accuracy, "BUDGET_S", 0.01)
     monkeypatch.setattr(profile_accuracy, "WHOLE_BUDGET_S", 0.05)
     monkeypatch.setattr(profile_accuracy, "TIMED_MODEL", "mlp")
+    monkeypatch.setattr(profile_accuracy, "NUM_COMMANDS", 1)
     found = list(profile_accuracy.run(replace(QUICK, models=("mlp",))))
     assert {line.case for line in found} == {"profile_accuracy"}
     metrics = [line.metric for line in found]
-    assert metrics[:3] == ["profile with an empty store", "profile when all is known", "equal knees in two runs"]
+    assert metrics[:4] == [
+        "profile with an empty store",
+        "profile when all is known",
+        "the command when all is known",
+        "equal knees in two runs",
+    ]
     ratios = [line for line in found if line.unit == "ratio"]
     shares = [line for line in found if line.unit == "share of models"]
     assert ratios and len(shares) == sum(line.n == 2 for line in ratios)
