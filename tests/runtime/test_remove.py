@@ -192,11 +192,11 @@ def test_who_stays_is_served_while_the_memory_of_those_who_leave_is_given_back(p
         caller = threading.Thread(target=call)
         caller.start()
         try:
-            before = memory_of(staying)
+            before = slabs_of(rt, staying)
             for other in handles:
                 other(X)
                 rt.remove(other.name)
-            assert not before & memory_of(staying), "the memory of all of them is gone"
+            assert not before & slabs_of(rt, staying), "the memory of all of them is gone"
         finally:
             done.set()
             caller.join(PATIENCE_S)
