@@ -6,8 +6,8 @@ finds races. Streams and events are torch's own classes, of which the protocols 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -199,13 +199,15 @@ class TorchGpu:
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         with torch.cuda.stream(stream):
             try:
-                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                with _random_numbers_apart(self.index):
+                    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 try:
                     function()
                 finally:
                     graph.capture_end()
             except BaseException:
-                _end_allocations(self.index, pool)
+                if _end_allocations(self.index, pool):
+                    _UNENDED.append(graph)
                 raise
         return _TorchGraph(graph)
 
@@ -233,15 +235,38 @@ class _TorchGraph:
         self.num_bytes = sum(part["total_size"] for part in segments if tuple(part["segment_pool_id"]) == pool)
 
 
-def _end_allocations(index: int, pool: Any) -> None:
-    """After a capture that failed: torch before 2.12 would take it to be under way for ever.
+@contextmanager
+def _random_numbers_apart(index: int) -> Iterator[None]:
+    """The capture that begins inside does not hold the device's generator: it gets a copy of its state.
+
+    Before torch 2.12 a capture marks the generator's state, and whoever draws from it meanwhile on another stream fails
+    ("Offset increment outside graph capture"): a caller's torch.randn on the device, for one. A capture that fails
+    never takes the mark off. A function that draws random numbers cannot be captured this way; its lane stays eager.
+    """
+    generator = torch.cuda.default_generators[index]
+    own = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(generator.clone_state())
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(own)
+
+
+# Captures that failed: torch's allocator of pinned memory goes on asking them whether a stream is theirs, as long as
+# the process lives. One that is destroyed would answer from memory that belongs to somebody else.
+_UNENDED: list[Any] = []
+
+
+def _end_allocations(index: int, pool: Any) -> bool:
+    """After a capture that failed: torch before 2.12 would take it to be under way for ever. Was it?
 
     From then on the allocator would neither free what `keep` was told of, nor give up its cache when memory is short.
     """
     try:
         torch._C._cuda_endAllocateToPool(index, pool)
     except RuntimeError:
-        return  # it has ended: a newer torch, or a function that failed while the capture did not
+        return False  # it has ended: a newer torch, or a function that failed while the capture did not
+    return True
 
 
 def place(buffer: Tensor, source: Tensor) -> Tensor:

@@ -138,6 +138,8 @@ def test_torch_takes_the_arguments_that_are_passed_by_name() -> None:
         assert callable(getattr(torch.cuda, name))
     for name in ("mem_get_info", "memory_reserved", "memory_allocated", "current_stream", "default_stream"):
         assert "device" in parameters(getattr(torch.cuda, name))
+    assert isinstance(torch.cuda.default_generators, tuple)
+    assert {"clone_state", "graphsafe_get_state", "graphsafe_set_state"} <= set(dir(torch.Generator))
     events = {name for name in vars(Event) if not name.startswith("_")}
     assert events <= set(dir(torch.cuda.Event)) and events >= {"record", "wait", "query", "synchronize"}
 

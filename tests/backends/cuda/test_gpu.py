@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -87,7 +88,24 @@ def torch_gpu(monkeypatch: pytest.MonkeyPatch) -> TorchGpu:
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "default_generators", (Generator("own"),))
     return TorchGpu(0)
+
+
+class Generator:
+    """torch's generator of a device: what it draws from is a state, which several generators can share."""
+
+    def __init__(self, state: str) -> None:
+        self.state = state
+
+    def graphsafe_get_state(self) -> Generator:
+        return Generator(self.state)
+
+    def graphsafe_set_state(self, other: Generator) -> None:
+        self.state = other.state
+
+    def clone_state(self) -> Generator:
+        return Generator(f"copy of {self.state}")
 
 
 def test_peaks_follow_from_clocks_and_widths(torch_gpu: TorchGpu) -> None:
@@ -131,7 +149,7 @@ def test_a_capture_ends_whatever_its_function_does(torch_gpu: TorchGpu, monkeypa
             self.replay = lambda: None
 
         def capture_begin(self, pool: tuple[int, int], capture_error_mode: str) -> None:
-            calls.append(f"begin {capture_error_mode}")
+            calls.append(f"begin {capture_error_mode} with the {torch.cuda.default_generators[0].state} state")
             assert pool == (0, 7)
 
         def capture_end(self) -> None:
@@ -156,8 +174,12 @@ def test_a_capture_ends_whatever_its_function_does(torch_gpu: TorchGpu, monkeypa
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end_allocations, raising=False)
-    graph = torch_gpu.capture(None, lambda: calls.append("work"))
-    assert calls == ["begin thread_local", "work", "end"] and graph.num_bytes == 5
+
+    def works() -> None:
+        calls.append(f"work with the {torch.cuda.default_generators[0].state} state")
+
+    graph = torch_gpu.capture(None, works)
+    assert calls == [BEGIN, "work with the own state", "end"] and graph.num_bytes == 5
     calls.clear()
 
     def fails() -> None:
@@ -165,7 +187,36 @@ def test_a_capture_ends_whatever_its_function_does(torch_gpu: TorchGpu, monkeypa
 
     with pytest.raises(ValueError, match="no"):
         torch_gpu.capture(None, fails)
-    assert calls == ["begin thread_local", "end", "no more of pool (0, 7) on 0"], "or the allocator waits for its end"
+    assert calls == [BEGIN, "end", "no more of pool (0, 7) on 0"], "or the allocator waits for its end"
+    assert torch.cuda.default_generators[0].state == "own" and gpu._UNENDED == []
+
+
+BEGIN = "begin thread_local with the copy of own state"  # nobody else who draws random numbers is in the capture
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_a_capture_that_cannot_end_gives_back_what_it_held(
+    torch_gpu: TorchGpu, monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    class Broken:
+        def capture_begin(self, pool: tuple[int, int], capture_error_mode: str) -> None:
+            if is_refused:
+                raise RuntimeError("CUDA error: operation not permitted")
+
+        def capture_end(self) -> None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    ended: list[tuple[int, int]] = []
+    monkeypatch.setattr(gpu, "_UNENDED", [])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Broken)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda index, pool: ended.append(pool), raising=False)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        torch_gpu.capture(None, lambda: None)
+    assert torch.cuda.default_generators[0].state == "own", "others go on drawing from it"
+    assert ended == [(0, 7)]
+    assert [type(each) for each in gpu._UNENDED] == [Broken], "torch goes on asking it"
 
 
 def test_the_fake_and_the_real_one_have_the_same_calls() -> None:
