@@ -93,7 +93,10 @@ class Background:
         self._thread.join()
 
     def _serve(self) -> None:
-        while (function := self._jobs.get()) is not None:
+        while (function := self._jobs.get()) is not None or not self._jobs.empty():
+            if function is None:  # what was called before it has asked for more, which is called as well
+                self._jobs.put(None)
+                continue
             try:
                 function()
             except Exception:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 
@@ -142,3 +143,23 @@ def test_what_is_left_sees_that_the_end_has_come() -> None:
     go.set()
     closer.join(PATIENCE_S)
     assert seen == [True] and not closer.is_alive()
+
+
+def test_what_is_asked_for_while_it_closes_is_called() -> None:
+    background, called = Background(), list[str]()
+    entered, go = threading.Event(), threading.Event()
+
+    def first() -> None:
+        entered.set()
+        assert go.wait(PATIENCE_S)
+        background(lambda: called.append("asked for by the first"))
+
+    background(first)
+    assert entered.wait(PATIENCE_S)
+    closer = threading.Thread(target=background.close)
+    closer.start()
+    while background._jobs.empty():  # until it has been told to end
+        time.sleep(0.001)
+    go.set()
+    closer.join(PATIENCE_S)
+    assert called == ["asked for by the first"] and not closer.is_alive()
