@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from spacetime.errors import SpacetimeError
 
@@ -31,6 +31,10 @@ class Split:
 
 class Driver(Protocol):
     """Handles are whatever the implementation returns; nobody looks inside."""
+
+    @property
+    def parked(self) -> dict[int, list[Any]]:
+        """By device, the partitions of backends that were closed: the same for all who use this driver."""
 
     def sm_resource(self, device: int) -> Any:
         """All SMs of the device."""
@@ -56,6 +60,8 @@ class Driver(Protocol):
 
 class CudaDriver:
     """The real driver. torch (or somebody) has initialised the device's primary context before."""
+
+    parked: ClassVar[dict[int, list[Any]]] = {}  # of the process, which has one driver
 
     def __init__(self) -> None:
         try:

@@ -6,13 +6,17 @@ whole. Another union is made when it is first wanted, off the hot path; until it
 ready partition inside it, which keeps them isolated. Contexts are never made current: a stream is all that a lane
 needs. The whole has several streams, because lanes of uncontrolled sharing all run there and must not queue up behind
 each other; lanes of an isolated plan never share a partition, so one stream serves every other.
+
+A stream that a lane was on lives as long as the process. torch remembers on which streams it copied from pinned
+memory, and when that memory is freed it records an event on each of them. On one that is gone this fails, in a
+destructor, which ends the process; and pinned memory of callers is freed whenever they like. So nothing is destroyed
+when a backend is closed: the next one on the device continues with what is there.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +28,7 @@ from spacetime.errors import PartitionError, SpacetimeError
 _log = logging.getLogger("spacetime")
 
 ATOM_UNITS = 8  # Hopper grants SMs by eights; older chips grant at least as finely
-MOST_EXTRA = 32  # partitions beside the menu that are kept
+MOST_EXTRA = 64  # partitions beside the menu that are made
 WHOLE_STREAMS = 8  # of the whole device: as many as a GPU has hardware queues by default
 _COMING = 0  # stands for a stream that is being created; no handle is 0
 
@@ -48,10 +52,6 @@ class _Made:
     lanes: dict[int, int]  # by stream, how many lanes are on it
     spare: list[int] = field(default_factory=list)  # streams for captures that nobody has now ...
     leased: set[int] = field(default_factory=set)  # ... and those that somebody has
-
-    @property
-    def in_use(self) -> bool:
-        return bool(self.leased) or any(self.lanes.values())
 
     def grant(self, stream: int) -> Grant:
         return Grant(stream, self.atoms, self.units)
@@ -81,6 +81,16 @@ class GreenContexts:
     confines = True
     reason = ""  # why lanes are not confined: they are
 
+    @classmethod
+    def opened(cls, driver: Driver, device: int, later: Later) -> GreenContexts:
+        """Those that somebody has closed, or new ones."""
+        try:
+            found: GreenContexts = driver.parked.setdefault(device, []).pop()
+        except IndexError:
+            return cls(driver, device, later)
+        found._later = later
+        return found
+
     def __init__(self, driver: Driver, device: int, later: Later, *, atom_units: int = ATOM_UNITS) -> None:
         self._driver = driver
         self._device = device
@@ -100,13 +110,14 @@ class GreenContexts:
             )
         self.units_per_atom = sizes.pop()
         self._menu: dict[int, _Made] = {}
-        self._extra: OrderedDict[int, _Made] = OrderedDict()
+        self._extra: dict[int, _Made] = {}
         self._wanted: set[int] = set()
         self._refused: dict[int, str] = {}
         try:
             self._make_menu()
         except BaseException:
-            self.close()
+            for made in self._menu.values():
+                self._destroy(made)
             raise
 
     @property
@@ -128,8 +139,6 @@ class GreenContexts:
             if made is None:
                 made = self._largest_inside(atoms)
                 self._want(atoms)
-            elif atoms in self._extra:
-                self._extra.move_to_end(atoms)
             stream = min(made.lanes, key=made.lanes.__getitem__)
             made.lanes[stream] += 1
             return made.grant(stream)
@@ -170,12 +179,8 @@ class GreenContexts:
             made.spare.append(grant.stream)
 
     def close(self) -> None:
-        """Destroy every stream, then its context. No lane is running."""
-        with self._lock:
-            for made in (*self._extra.values(), *self._menu.values()):
-                self._destroy(made)
-            self._extra.clear()
-            self._menu.clear()
+        """No lane is running, and the last function given to `later` has returned."""
+        self._driver.parked.setdefault(self._device, []).append(self)
 
     def _make_menu(self) -> None:
         """The whole and the atoms must be there; of what the driver refuses besides, lanes get the largest part."""
@@ -211,9 +216,10 @@ class GreenContexts:
         return max((item for item in ready if not item[0] & ~atoms), key=lambda item: item[0].bit_count())[1]
 
     def _want(self, atoms: int) -> None:
-        if atoms not in self._wanted and atoms not in self._refused:
-            self._wanted.add(atoms)
-            self._later(lambda: self._make_wanted(atoms))
+        if atoms in self._wanted or atoms in self._refused or len(self._extra) + len(self._wanted) >= MOST_EXTRA:
+            return
+        self._wanted.add(atoms)
+        self._later(lambda: self._make_wanted(atoms))
 
     def _make_wanted(self, atoms: int) -> None:
         """In the background. What the driver refuses is remembered and not tried again."""
@@ -227,10 +233,6 @@ class GreenContexts:
         with self._lock:
             self._wanted.discard(atoms)
             self._extra[atoms] = made
-            unused = [mask for mask, known in self._extra.items() if not known.in_use and mask != atoms]
-            surplus = [self._extra.pop(mask) for mask in unused[: max(0, len(self._extra) - MOST_EXTRA)]]
-        for old in surplus:
-            self._destroy(old)
 
     def _make(self, atoms: int) -> _Made:
         is_whole = atoms == (1 << len(self._atoms)) - 1
@@ -249,6 +251,7 @@ class GreenContexts:
             raise
 
     def _destroy(self, made: _Made) -> None:
-        for stream in (*made.lanes, *made.spare, *made.leased):
+        """Of what no lane has been on."""
+        for stream in made.lanes:
             self._driver.destroy_stream(stream)
         self._driver.destroy_context(made.context)

@@ -85,6 +85,6 @@ def open_partitions(gpu: Gpu, facts: Facts, later: Later, driver: Callable[[], D
     if facts.kind != "cuda":
         return PlainStreams(gpu, facts.num_units, "green contexts are NVIDIA's; this is a ROCm build of torch")
     try:
-        return GreenContexts(driver(), gpu.index, later)
+        return GreenContexts.opened(driver(), gpu.index, later)
     except SpacetimeError as error:
         return PlainStreams(gpu, facts.num_units, f"{error.what}: {error.facts}" if error.facts else error.what)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from spacetime.backends.cuda.driver import DriverError, Split
 
@@ -20,6 +21,7 @@ class FakeDriver:
     calls: list[str] = field(default_factory=list)
     contexts: dict[int, Resource] = field(default_factory=dict)
     streams: dict[int, int] = field(default_factory=dict)  # stream -> context
+    parked: dict[int, list[Any]] = field(default_factory=dict)
     _splits: dict[Resource, int] = field(default_factory=dict)
     _handles: int = 100
 

@@ -46,6 +46,13 @@ def _captured() -> Captured:
     return capture(tiny(), EXAMPLE)
 
 
+def is_handed_on(gpu: Any) -> bool:
+    """Has a closed backend left its partitions to the next one, with no lane and no graph on any of their streams?"""
+    [left] = gpu.driver.parked[0]
+    made = (*left._menu.values(), *left._extra.values())
+    return not any(each.leased or any(each.lanes.values()) for each in made)
+
+
 def rows(count: int, seed: int = 0) -> Tensor:
     return torch.linspace(-1 - seed, 1, count * WIDTH).reshape(count, WIDTH)
 

@@ -22,7 +22,7 @@ from spacetime.backends.cuda.green import Grant
 from spacetime.device import Partition
 from tests.backends.cuda.any_cohort import TOO_LARGE, AnyCohort
 from tests.backends.cuda.fake_gpu import FakeGpu, FakeStream, with_gpu
-from tests.backends.cuda.lanes import PATIENCE_S, call, check, lane_of, rows, serve, start
+from tests.backends.cuda.lanes import PATIENCE_S, call, check, is_handed_on, lane_of, rows, serve, start
 from tests.runtime.models import assert_equal, assert_three_parts, plain
 
 WHOLE = Partition(1, 132, 132)
@@ -36,7 +36,7 @@ def made() -> Iterator[Made]:
     yield backend, gpu, AnyCohort()
     backend.close()
     assert gpu.problems == []
-    assert gpu.driver is not None and not gpu.driver.contexts and not gpu.driver.streams
+    assert is_handed_on(gpu)
 
 
 class OneGraph:

@@ -15,7 +15,7 @@ from spacetime.kernels.bound import gains_from_own_graph
 from spacetime.kernels.bound.operation import Bound
 from tests.backends.cuda.any_cohort import AnyCohort
 from tests.backends.cuda.fake_gpu import FakeGpu, with_gpu
-from tests.backends.cuda.lanes import PATIENCE_S, Cohort, check, rows, serve, start
+from tests.backends.cuda.lanes import PATIENCE_S, Cohort, check, is_handed_on, rows, serve, start
 
 BOTH = (("b", rows(2)), ("a", rows(1, 3)))
 THREE = (*BOTH, ("c", rows(2, 5)))
@@ -28,7 +28,7 @@ def made() -> Iterator[Made]:
     yield backend, gpu, Cohort()
     backend.close()
     assert gpu.problems == []
-    assert gpu.driver is not None and not gpu.driver.contexts and not gpu.driver.streams
+    assert is_handed_on(gpu)
 
 
 def test_requests_of_a_plain_lane_are_replayed_one_by_one(made: Made) -> None:

@@ -25,7 +25,7 @@ from tests.backends.conformance import Calls
 from tests.backends.conformance import start as start_calls
 from tests.backends.cuda.fake_driver import FakeDriver
 from tests.backends.cuda.fake_gpu import DEFAULT, FakeEvent, FakeGpu, fake_backend, with_gpu
-from tests.backends.cuda.lanes import PATIENCE_S, Cohort, call, check, lane_of, rows, serve, start
+from tests.backends.cuda.lanes import PATIENCE_S, Cohort, call, check, is_handed_on, lane_of, rows, serve, start
 from tests.runtime.models import assert_three_parts
 
 A, B = ("a", rows(2)), ("b", rows(1, 3))
@@ -204,7 +204,7 @@ def test_closing_waits_for_lanes_that_run() -> None:
     go.set()
     closer.join(PATIENCE_S)
     assert lane.result(0).outcomes[0].value == "ran"
-    assert gpu.driver.contexts == {} and gpu.driver.streams == {}
+    assert is_handed_on(gpu)
 
 
 def test_preparing_a_size_warms_it_up_on_a_worker_that_lanes_use(made: Made) -> None:

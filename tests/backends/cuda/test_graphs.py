@@ -15,7 +15,7 @@ from spacetime.backends.cuda.backend import CudaBackend
 from spacetime.backends.cuda.graphs import CAPTURE_AFTER, MOST_DISTURBED
 from spacetime.backends.executables import CohortExecutable
 from tests.backends.cuda.fake_gpu import FakeGpu, with_gpu
-from tests.backends.cuda.lanes import PATIENCE_S, Cohort, check, rows, serve, start
+from tests.backends.cuda.lanes import PATIENCE_S, Cohort, check, is_handed_on, rows, serve, start
 
 BOTH = (("b", rows(2)), ("a", rows(1, 3)))
 
@@ -26,7 +26,7 @@ def made() -> Iterator[tuple[CudaBackend, FakeGpu, Cohort]]:
     yield backend, gpu, Cohort()
     backend.close()
     assert gpu.problems == []
-    assert gpu.driver is not None and not gpu.driver.contexts and not gpu.driver.streams
+    assert is_handed_on(gpu)
 
 
 Made = tuple[CudaBackend, FakeGpu, Cohort]
@@ -210,7 +210,7 @@ def test_a_graph_that_is_larger_than_the_budget_is_not_tried_again() -> None:
     assert len(report.refused) == 1 and "all graphs together may have 10" in report.refused[0]
     assert [what for what, _ in gpu.created].count("graph") == 1
     backend.close()
-    assert gpu.problems == [] and gpu.driver is not None and not gpu.driver.streams
+    assert gpu.problems == [] and is_handed_on(gpu)
 
 
 def test_memory_that_runs_out_refuses_one_mix_only(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,4 +343,4 @@ def test_closing_gives_everything_back_with_a_capture_under_way(
     go.set()
     closer.join(PATIENCE_S)
     assert not closer.is_alive() and gpu.problems == []
-    assert gpu.driver is not None and not gpu.driver.contexts and not gpu.driver.streams
+    assert is_handed_on(gpu)

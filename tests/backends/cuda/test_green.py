@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spacetime.backends.cuda import green
 from spacetime.backends.cuda.driver import DriverError
-from spacetime.backends.cuda.green import WHOLE_STREAMS, Grant, GreenContexts, menu
+from spacetime.backends.cuda.green import WHOLE_STREAMS, GreenContexts, menu
 from spacetime.device import Partition
 from spacetime.errors import PartitionError
 from tests.backends.cuda.fake_driver import FakeDriver
@@ -97,23 +97,18 @@ def test_another_union_is_made_in_the_background_and_stays_isolated_meanwhile() 
     assert contexts.acquire(partition(ODD)).stream == second.stream
 
 
-def test_extra_partitions_are_bounded_and_those_in_use_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extra_partitions_are_bounded_and_none_goes_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(green, "MOST_EXTRA", 2)
     driver, background, contexts = made()
     unions = [0b101 << shift for shift in range(5)]
-
-    def make(mask: int) -> Grant:
+    for mask in unions:
         contexts.release(contexts.acquire(partition(mask)))
-        background.run()
-        return contexts.acquire(partition(mask))
-
-    held = make(unions[0])
-    for mask in unions[1:]:
-        contexts.release(make(mask))
-    assert held.stream in driver.streams, "a lane runs on it"
-    assert len(driver.contexts) == len(menu(16)) + 2
-    again = contexts.acquire(partition(unions[-1]))
-    assert again.atoms == unions[-1], "the one used last was kept"
+    background.run()
+    assert len(driver.contexts) == len(menu(16)) + 2 and not any("destroy" in call for call in driver.calls)
+    found = [contexts.acquire(partition(mask)) for mask in unions]
+    assert [grant.atoms == mask for grant, mask in zip(found, unions, strict=True)] == [True, True, False, False, False]
+    assert all(grant.atoms & ~mask == 0 for grant, mask in zip(found, unions, strict=True))
+    assert background.postponed == [] and contexts.lease(unions[-1]) is None
 
 
 def test_what_the_driver_refuses_is_remembered() -> None:
@@ -151,24 +146,6 @@ def test_a_stream_for_a_capture_is_nobody_elses_and_serves_the_next_capture() ->
     assert leased is not None and leased.atoms == ODD
 
 
-def test_a_leased_partition_is_kept_while_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(green, "MOST_EXTRA", 1)
-    driver, background, contexts = made()
-    assert contexts.lease(ODD) is None
-    background.run()
-    leased = contexts.lease(ODD)
-    assert leased is not None
-    for shift in range(4):
-        contexts.release(contexts.acquire(partition(0b101 << shift)))
-        background.run()
-    assert leased.stream in driver.streams
-    contexts.give_back(leased)
-    for shift in range(4, 6):
-        contexts.release(contexts.acquire(partition(0b101 << shift)))
-        background.run()
-    assert leased.stream not in driver.streams
-
-
 def test_a_stream_that_cannot_be_created_leaves_the_partition_free(monkeypatch: pytest.MonkeyPatch) -> None:
     driver, _, contexts = made()
 
@@ -200,12 +177,26 @@ def test_a_driver_that_makes_few_contexts_gives_the_largest_part_of_what_is_miss
     assert background.postponed == [], "what the driver refused is not asked for again"
 
 
-def test_closing_destroys_streams_before_contexts() -> None:
-    driver, background, contexts = made()
-    contexts.release(contexts.acquire(partition(ODD)))
-    background.run()
-    contexts.close()
-    assert driver.contexts == {} and driver.streams == {}
+def test_who_opens_a_device_again_finds_the_streams_that_memory_may_still_name() -> None:
+    driver = FakeDriver()
+    first_background, second_background = Background(), Background()
+    first = GreenContexts.opened(driver, 0, first_background)
+    first.release(first.acquire(partition(ODD)))
+    first_background.run()
+    leased = first.lease(0xF)
+    assert leased is not None
+    first.give_back(leased)
+    beside = GreenContexts.opened(driver, 0, Background())
+    assert beside is not first, "it is somebody's"
+    first.close()
+    before = list(driver.calls)
+    assert not any("destroy" in call for call in before)
+    again = GreenContexts.opened(driver, 0, second_background)
+    assert again is first and again.acquire(partition(ODD)).atoms == ODD and again.lease(0xF) == leased
+    assert driver.calls == before, "all of it is there"
+    again.acquire(partition(ODD << 1))
+    assert len(second_background.postponed) == 1 and first_background.postponed == []
+    assert GreenContexts.opened(driver, 1, Background()) is not first, "another device"
 
 
 @pytest.mark.parametrize("atoms", [0, 1 << 16])
