@@ -10,29 +10,78 @@ import torch
 
 from spacetime.backends.cuda.census import Census
 from spacetime.backends.cuda.driver import CudaDriver
-from spacetime.backends.cuda.green import GreenContexts
+from spacetime.backends.cuda.green import Grant, GreenContexts
 from spacetime.device import Partition
 
-__all__ = ["Census", "at_once", "geomean", "open_partitions", "partition", "stream_of", "time_us", "worst"]
+__all__ = [
+    "Census",
+    "Wanted",
+    "geomean",
+    "grant_of",
+    "halves",
+    "open_partitions",
+    "partition",
+    "scattered",
+    "stream_of",
+    "time_us",
+    "worst",
+]
 
 
-def at_once(function: Callable[[], None]) -> None:
-    """Stages want wanted partitions now."""
-    function()
+class Wanted:
+    """Partitions that are not on the menu are made when `grant_of` asks for them, not in the background.
+
+    Not within the call that wants them: that holds the lock of the partitions.
+    """
+
+    def __init__(self) -> None:
+        self._functions: list[Callable[[], None]] = []
+
+    def __call__(self, function: Callable[[], None]) -> None:
+        self._functions.append(function)
+
+    def make(self) -> None:
+        while self._functions:
+            self._functions.pop()()
+
+
+_WANTED = Wanted()
 
 
 def open_partitions() -> GreenContexts:
     torch.cuda.init()
     torch.zeros(1, device="cuda")  # the primary context exists from here on
-    return GreenContexts(CudaDriver(), 0, at_once)
+    return GreenContexts(CudaDriver(), 0, _WANTED)
 
 
 def partition(atoms: int, units_per_atom: int = 8) -> Partition:
     return Partition(atoms, atoms.bit_count() * units_per_atom, atoms.bit_count() * units_per_atom)
 
 
+def grant_of(contexts: GreenContexts, atoms: int, wanted: Wanted = _WANTED) -> Grant:
+    """Exactly these atoms, or as much of them as the driver makes."""
+    asked = partition(atoms, contexts.units_per_atom)
+    grant = contexts.acquire(asked)
+    if grant.atoms == atoms:
+        return grant
+    contexts.release(grant)
+    wanted.make()
+    return contexts.acquire(asked)
+
+
 def stream_of(contexts: GreenContexts, atoms: int) -> torch.cuda.ExternalStream:
-    return torch.cuda.ExternalStream(contexts.acquire(partition(atoms, contexts.units_per_atom)).stream)
+    return torch.cuda.ExternalStream(grant_of(contexts, atoms).stream)
+
+
+def halves(contexts: GreenContexts) -> tuple[int, int]:
+    """Two disjoint partitions that are on the menu, whatever number of atoms this card has."""
+    lower = (1 << contexts.num_atoms // 2) - 1
+    return lower, (1 << contexts.num_atoms) - 1 & ~lower
+
+
+def scattered(contexts: GreenContexts, mask: int) -> list[int]:
+    """Shifted by 0, 1, 2 ..., as often as there are atoms for it."""
+    return [mask << shift for shift in range(max(0, contexts.num_atoms - mask.bit_length() + 1))]
 
 
 def time_us(function: Callable[[], Any], *, repeats: int = 30, warm_up: int = 5, inner: int = 1) -> float:

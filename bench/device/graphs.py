@@ -9,14 +9,15 @@ import time
 import torch
 
 from bench.device.findings import INFO, Notes
-from bench.device.gpu import Census, open_partitions, stream_of, time_us
+from bench.device.gpu import Census, halves, open_partitions, stream_of, time_us
 
 
 def graph_confinement(notes: Notes) -> None:
     """One graph over three partitions, replayed on another stream: does every node stay in its partition?"""
     contexts = open_partitions()
     census = Census()
-    masks = [0x000F, 0x00F0, 0xFF00]
+    quarter, (lower, upper) = contexts.num_atoms // 4, halves(contexts)
+    masks = [(1 << quarter) - 1, lower & ~((1 << quarter) - 1), upper]
     streams = [stream_of(contexts, mask) for mask in masks]
     alone = [census.sms(stream) for stream in streams]
     seen = [census.fresh() for _ in masks]
@@ -51,7 +52,7 @@ def latencies(notes: Notes) -> None:
     """Edges inside a stream, across partitions, inside a graph; host time per launch and per replay."""
     contexts = open_partitions()
     tiny = torch.zeros(32, device="cuda")
-    first, second = stream_of(contexts, 0x00FF), stream_of(contexts, 0xFF00)
+    first, second = (stream_of(contexts, mask) for mask in halves(contexts))
 
     def chain(length: int, alternate: bool) -> None:
         previous = None

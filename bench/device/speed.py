@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench.device.findings import INFO, MISSING, Notes
-from bench.device.gpu import geomean, open_partitions, stream_of, time_us, worst
+from bench.device.gpu import geomean, halves, open_partitions, stream_of, time_us, worst
 from spacetime.kernels import batched_gemm
 
 SHAPES = {"512x1x512": (512, 1, 512), "256x128x1152": (256, 128, 1152), "256x256x256": (256, 256, 256)}
@@ -143,8 +143,8 @@ def interference(notes: Notes) -> None:
     big = torch.empty(1 << 28, device="cuda", dtype=torch.uint8)
     other = torch.empty_like(big)
     c = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    victim = stream_of(contexts, 0x00FF)
-    aggressors = {"complementary partition": stream_of(contexts, 0xFF00), "primary context": torch.cuda.Stream()}
+    victim, beside = (stream_of(contexts, mask) for mask in halves(contexts))
+    aggressors = {"complementary partition": beside, "primary context": torch.cuda.Stream()}
     with torch.cuda.stream(victim):
         quiet = time_us(lambda: torch.mm(a, b), repeats=50)
     for place, stream in aggressors.items():
