@@ -15,7 +15,7 @@ from spacetime.device import Partition
 
 __all__ = [
     "Census",
-    "Wanted",
+    "at_once",
     "geomean",
     "grant_of",
     "halves",
@@ -28,44 +28,28 @@ __all__ = [
 ]
 
 
-class Wanted:
-    """Partitions that are not on the menu are made when `grant_of` asks for them, not in the background.
-
-    Not within the call that wants them: that holds the lock of the partitions.
-    """
-
-    def __init__(self) -> None:
-        self._functions: list[Callable[[], None]] = []
-
-    def __call__(self, function: Callable[[], None]) -> None:
-        self._functions.append(function)
-
-    def make(self) -> None:
-        while self._functions:
-            self._functions.pop()()
-
-
-_WANTED = Wanted()
+def at_once(function: Callable[[], None]) -> None:
+    """Stages want wanted partitions now."""
+    function()
 
 
 def open_partitions() -> GreenContexts:
     torch.cuda.init()
     torch.zeros(1, device="cuda")  # the primary context exists from here on
-    return GreenContexts(CudaDriver(), 0, _WANTED)
+    return GreenContexts(CudaDriver(), 0, at_once)
 
 
 def partition(atoms: int, units_per_atom: int = 8) -> Partition:
     return Partition(atoms, atoms.bit_count() * units_per_atom, atoms.bit_count() * units_per_atom)
 
 
-def grant_of(contexts: GreenContexts, atoms: int, wanted: Wanted = _WANTED) -> Grant:
-    """Exactly these atoms, or as much of them as the driver makes."""
+def grant_of(contexts: GreenContexts, atoms: int) -> Grant:
+    """Exactly these atoms, or as much of them as the driver makes. Others than the menu's are there at the second call."""
     asked = partition(atoms, contexts.units_per_atom)
     grant = contexts.acquire(asked)
     if grant.atoms == atoms:
         return grant
     contexts.release(grant)
-    wanted.make()
     return contexts.acquire(asked)
 
 

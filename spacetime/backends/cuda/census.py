@@ -121,7 +121,7 @@ def take(device: int = 0) -> Survey:
     """The survey of a real device."""
     torch.cuda.init()
     torch.zeros(1, device=torch.device("cuda", device))  # the primary context exists from here on
-    census, contexts = Census(device), GreenContexts(CudaDriver(), device, _never)
+    census, contexts = Census(device), GreenContexts(CudaDriver(), device, _at_once)
 
     def sms_of(mask: int) -> set[int]:
         units = mask.bit_count() * contexts.units_per_atom
@@ -131,8 +131,8 @@ def take(device: int = 0) -> Survey:
     return survey(contexts.num_atoms, contexts.units_per_atom, sms_of)
 
 
-def _never(function: Callable[[], None]) -> None:
-    """Whatever is not on the menu; nobody asks for it here."""
+def _at_once(function: Callable[[], None]) -> None:
+    function()
 
 
 def main(arguments: list[str]) -> None:

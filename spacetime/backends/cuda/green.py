@@ -136,12 +136,13 @@ class GreenContexts:
         self._check(atoms)
         with self._lock:
             made = self._find(atoms)
-            if made is None:
-                made = self._largest_inside(atoms)
-                self._want(atoms)
+            is_wanted = made is None and self._is_wanted(atoms)
+            made = made or self._largest_inside(atoms)
             stream = min(made.lanes, key=made.lanes.__getitem__)
             made.lanes[stream] += 1
-            return made.grant(stream)
+        if is_wanted:
+            self._later(lambda: self._make_wanted(atoms))
+        return made.grant(stream)
 
     def release(self, grant: Grant) -> None:
         """Nothing more is put on the grant's stream by this caller, and what was put there has ended."""
@@ -156,11 +157,14 @@ class GreenContexts:
         self._check(atoms)
         with self._lock:
             made = self._find(atoms)
-            if made is None:
-                self._want(atoms)
-                return None
-            stream = made.spare.pop() if made.spare else _COMING
-            made.leased.add(stream)
+            is_wanted = made is None and self._is_wanted(atoms)
+            if made is not None:
+                stream = made.spare.pop() if made.spare else _COMING
+                made.leased.add(stream)
+        if made is None:
+            if is_wanted:
+                self._later(lambda: self._make_wanted(atoms))
+            return None
         if stream == _COMING:  # without the lock: lanes go on being granted
             try:
                 stream = self._driver.create_stream(made.context, 0)
@@ -215,11 +219,12 @@ class GreenContexts:
         ready = (*self._menu.items(), *self._extra.items())
         return max((item for item in ready if not item[0] & ~atoms), key=lambda item: item[0].bit_count())[1]
 
-    def _want(self, atoms: int) -> None:
+    def _is_wanted(self, atoms: int) -> bool:
+        """With the lock: is it to be made now? The caller sees to that without the lock."""
         if atoms in self._wanted or atoms in self._refused or len(self._extra) + len(self._wanted) >= MOST_EXTRA:
-            return
+            return False
         self._wanted.add(atoms)
-        self._later(lambda: self._make_wanted(atoms))
+        return True
 
     def _make_wanted(self, atoms: int) -> None:
         """In the background. What the driver refuses is remembered and not tried again."""

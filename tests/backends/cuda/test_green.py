@@ -97,6 +97,14 @@ def test_another_union_is_made_in_the_background_and_stays_isolated_meanwhile() 
     assert contexts.acquire(partition(ODD)).stream == second.stream
 
 
+def test_who_makes_what_is_wanted_at_once_may_do_so() -> None:
+    contexts = GreenContexts(FakeDriver(), 0, lambda function: function())
+    first = contexts.acquire(partition(ODD))
+    assert first.atoms != ODD, "it is asked for when the lane has its part"
+    assert contexts.acquire(partition(ODD)).atoms == ODD
+    assert contexts.lease(ODD << 1) is None and contexts.lease(ODD << 1) is not None
+
+
 def test_extra_partitions_are_bounded_and_none_goes_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(green, "MOST_EXTRA", 2)
     driver, background, contexts = made()
