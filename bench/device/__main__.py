@@ -9,6 +9,7 @@ python -m bench.device --stage census          one stage, in this process (for d
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -24,11 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.device.findings import FAIL, INFO, MISSING, PASS, Finding, Notes, read
+from bench.device.shards import command_of
 from bench.provenance import REPOSITORY, collect
 
 BUDGET_S = 525  # for everything: a command on a lent machine ends at ten minutes
 DYING_S = 10  # a process that waits for a hung GPU may outlive its killing; nobody waits longer for that
-MOST_FINDINGS, TAIL_CHARS = 400, 1500  # that are kept of one stage
+TELLING_S = 2  # for a process to print where its threads are, before it is killed
+MOST_FINDINGS, TAIL_CHARS = 400, 4000  # that are kept of one stage
+MOST_TOLD, TOLD_CHARS = 3, 8000  # findings of a stage, and characters of all, that are printed at the end
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Stage:
 STAGES = (
     Stage("versions", "host", 30),
     Stage("resources", "partitions", 30),
-    Stage("contact", "contact", 60),
+    Stage("contact", "contact", 90),
     Stage("census", "partitions", 45),
     Stage("graph_confinement", "graphs", 40),
     Stage("serving", "conformance", 90),
@@ -56,7 +60,7 @@ STAGES = (
     Stage("merged_lanes", "merged", 110),
     Stage("native", "speed", 75),
     Stage("latencies", "graphs", 45),
-    Stage("gemm", "speed", 120),
+    Stage("gemm", "speed", 100),
     Stage("slot_tune", "tables", 100),
     Stage("slot_products", "products", 70),
     Stage("slot_speed", "slot_speed", 80),
@@ -68,7 +72,7 @@ STAGES = (
     Stage("unions", "partitions", 30),
     Stage("conv", "speed", 60),
     Stage("profile", "profiles", 60),
-    Stage("sanitizer", "host", 110),
+    Stage("sanitizer", "host", 100),
     Stage("slot_sanitizer", "kernels", 60),
     Stage("mps", "host", 80),
     Stage("suite", "host", 100),
@@ -118,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_here(name: str) -> int:
+    faulthandler.register(signal.SIGUSR1)
     stage = next(stage for stage in STAGES if stage.name == name)
     function = getattr(import_module(f"bench.device.{stage.module}"), name)
     notes = Notes(name)
@@ -170,7 +175,7 @@ def run_apart(stage: Stage, limit_s: float) -> Outcome:
     start_s = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(
-            command_of(stage),
+            command_of(stage.name),
             cwd=REPOSITORY,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -192,6 +197,9 @@ def ended(process: subprocess.Popen[Any], limit_s: float) -> str:
         end = "done" if code == 0 else f"exit code {code}"
     except subprocess.TimeoutExpired:
         end = "timed out"
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.kill(process.pid, signal.SIGUSR1)  # it prints where all of its threads are, see run_here
+            process.wait(TELLING_S)
     with suppress(ProcessLookupError):  # usually nobody is left
         os.killpg(process.pid, signal.SIGKILL)
     try:
@@ -216,10 +224,6 @@ def sorted_out(lines: Iterable[str]) -> tuple[list[Finding], str]:
         facts = f"{num_findings - MOST_FINDINGS} more findings were left out"
         findings.append(Finding(findings[0].stage, "findings", INFO, facts))
     return findings, tail.strip()
-
-
-def command_of(stage: Stage) -> list[str]:
-    return [sys.executable, "-X", "faulthandler", "-m", "bench.device", "--stage", stage.name]
 
 
 def write(path: Path, provenance: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
@@ -250,15 +254,24 @@ def summary(outcome: Outcome) -> str:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The stages, then everything that failed or is missing."""
-    lines = ["", *map(summary, outcomes), ""]
-    for outcome in outcomes:
-        for finding in outcome.findings:
-            if finding.status in (FAIL, MISSING):
-                lines.append(f"{finding.status} {finding.stage}: {finding.name}: {finding.facts}"[:400])
-        if outcome.tail:
-            lines += [f"{outcome.stage} {outcome.end}; its last lines:", outcome.tail[-600:]]
-    return "\n".join(lines)
+    """What failed or is missing, of the first stages first; then all stages, where the end of a long output is seen."""
+    told = "\n".join(line for outcome in outcomes for line in _troubles(outcome))
+    if len(told) > TOLD_CHARS:
+        told = f"{told[:TOLD_CHARS]} ...\nmore is in device.json"
+    return "\n".join(["", told, "", *map(summary, outcomes), ""])
+
+
+def _troubles(outcome: Outcome) -> Iterator[str]:
+    findings = [finding for finding in outcome.findings if finding.status in (FAIL, MISSING)]
+    findings.sort(key=lambda finding: finding.status != FAIL)
+    for finding in findings[:MOST_TOLD]:
+        yield f"{finding.status} {finding.stage}: {finding.name}: {finding.facts}".replace("\n", " ")[:400]
+    if len(findings) > MOST_TOLD:
+        yield f"... and {len(findings) - MOST_TOLD} more of {outcome.stage}: see device.json"
+    if outcome.tail:
+        where = outcome.tail.rfind("(most recent call first)")  # of the last thread that was told: the first one
+        words = outcome.tail[-600:] if where < 0 else outcome.tail[where : where + 900]
+        yield f"{outcome.stage} {outcome.end}; its last words:\n{words}"
 
 
 def no_device() -> str | None:

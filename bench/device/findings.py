@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,9 @@ class Notes:
 
     def note(self, name: str, status: str, facts: str = "", **figures: Any) -> None:
         finding = Finding(self._stage, name, status, facts, figures)
-        print(MARK + json.dumps(asdict(finding), default=str), flush=True)
+        # In one piece: other processes may write into the same file.
+        sys.stdout.write(f"{MARK}{json.dumps(asdict(finding), default=str)}\n")
+        sys.stdout.flush()
 
     def check(self, name: str, holds: bool, facts: str = "", **figures: Any) -> bool:
         self.note(name, PASS if holds else FAIL, facts, **figures)

@@ -44,7 +44,7 @@ def partition(atoms: int, units_per_atom: int = 8) -> Partition:
 
 
 def grant_of(contexts: GreenContexts, atoms: int) -> Grant:
-    """Exactly these atoms, or as much of them as the driver makes. Others than the menu's are there at the second call."""
+    """Exactly these atoms, or as much of them as the driver makes: what is on no menu is there at the second call."""
     asked = partition(atoms, contexts.units_per_atom)
     grant = contexts.acquire(asked)
     if grant.atoms == atoms:

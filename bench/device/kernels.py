@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from bench.device.findings import MISSING, Notes
-from bench.device.host import refuses
+from bench.device.host import SANITIZER, refuses
 from bench.device.restart import Case, each
+from bench.device.shards import command_of, in_shards, is_shard, own_part
 from bench.provenance import REPOSITORY
 from spacetime.kernels.triton import missing
 from spacetime.kernels.triton.target import Target
 
+SHARDS = max(1, min(8, (os.cpu_count() or 1) // 2))
 FEW = "SPACETIME_DEVICE_FEW"  # set: one case in four, for tools that are slow
 
 
@@ -27,10 +29,14 @@ def slot_kernels(notes: Notes) -> None:
     """Every kernel against float64: partial tiles, epilogues, idle rows, garbage. One finding each."""
     if is_missing(notes, "slot kernels"):
         return
+    is_few = bool(os.environ.get(FEW))
+    if not is_few and not is_shard():
+        in_shards(notes, command_of("slot_kernels"), SHARDS)
+        return
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     cases = _cases(("cuda", Target.of(torch.device("cuda"))))
-    each(notes, "slot_kernels", cases[::4] if os.environ.get(FEW) else cases)
+    each(notes, "slot_kernels", cases[::4] if is_few else own_part(cases))
 
 
 def slot_sanitizer(notes: Notes) -> None:
@@ -43,7 +49,7 @@ def slot_sanitizer(notes: Notes) -> None:
         return
     # PyTorch's pool hands out parts of large blocks; without it every tensor has bounds of its own.
     environment = os.environ | {FEW: "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_MODULE_LOADING": "LAZY"}
-    command = [tool, "--error-exitcode", "9", "--print-limit", "10", sys.executable]
+    command = [tool, *SANITIZER, "--print-limit", "10", sys.executable]
     command += ["-m", "bench.device", "--stage", "slot_kernels"]
     try:
         ended = subprocess.run(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from bench.device.findings import INFO, PASS, Notes
+from bench.device.shards import command_of
 
 FROM = "SPACETIME_DEVICE_FROM"  # the case to go on with
 Case = tuple[str, Callable[[], dict[str, Any] | None]]
@@ -47,5 +48,4 @@ def start_again(stage: str, index: int) -> None:
     """This process becomes a new one of the same stage."""
     sys.stdout.flush()
     sys.stderr.flush()
-    command = [sys.executable, "-X", "faulthandler", "-m", "bench.device", "--stage", stage]
-    os.execve(sys.executable, command, os.environ | {FROM: str(index)})
+    os.execve(sys.executable, command_of(stage), os.environ | {FROM: str(index)})

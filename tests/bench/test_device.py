@@ -16,6 +16,7 @@ import pytest
 from bench.device import __main__ as driver
 from bench.device.__main__ import STAGES, Outcome, Stage, joined, key, load, run_all, run_apart, table, went_well
 from bench.device.findings import FAIL, INFO, MARK, Finding, Notes, read
+from bench.device.shards import in_shards, is_shard, own_part
 
 TRYING = Stage("trying", "nowhere", 20, {"COLOUR": "blue"})
 
@@ -23,7 +24,7 @@ FOUND = f'print({MARK!r} + \'{{"stage": "trying", "name": "a", "status": "INFO"}
 
 
 def script(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    monkeypatch.setattr(driver, "command_of", lambda stage: [sys.executable, "-c", FOUND + code])
+    monkeypatch.setattr(driver, "command_of", lambda name: [sys.executable, "-c", FOUND + code])
 
 
 def test_findings_go_through_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,6 +163,42 @@ def test_a_machine_that_tells_nothing_of_itself_runs_its_stages(
 def test_the_table_shows_what_failed() -> None:
     bad = Outcome("census", {}, 1.0, "exit code 1", [Finding("census", "confined", FAIL, "3 outside")], "Segmentation")
     assert "FAIL census: confined: 3 outside" in table([bad]) and "Segmentation" in table([bad])
+
+
+def test_all_stages_are_at_the_end_however_much_failed() -> None:
+    """Whoever runs it may see no more than the last 12,000 characters."""
+    many = [Finding("census", f"case {index}", FAIL, "wrong " * 100) for index in range(200)]
+    outcomes = [Outcome(f"stage {index}", {}, 1.0, "timed out", many, "word " * 2000) for index in range(30)]
+    found = table(outcomes)
+    assert len(found) < 12_000 and "more of stage 0: see device.json" in found and "more is in device.json" in found
+    assert all(f"stage {index} " in found[-4000:] for index in range(30))
+    missing = Finding("mps", "a", "MISSING", "no daemon")
+    mixed = Outcome("mps", {}, 1.0, "done", [missing, *many[:1]], "")
+    assert table([mixed]).index("FAIL census") < table([mixed]).index("MISSING mps"), "what failed comes first"
+
+
+def test_a_stage_that_hangs_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import faulthandler, signal, time; faulthandler.register(signal.SIGUSR1)\ndef stuck(): time.sleep(60)\nstuck()"
+    )
+    script(monkeypatch, code)
+    outcome = run_apart(TRYING, 2)
+    assert outcome.end == "timed out" and "in stuck" in outcome.tail and "in stuck" in table([outcome])
+
+
+def test_parts_of_a_stage_run_side_by_side(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_shard() and own_part([1, 2, 3]) == [1, 2, 3]
+    code = (
+        "import os, sys; from bench.device.findings import Notes; from bench.device.shards import own_part;"
+        "[Notes('stage').check(str(case), True, 'x' * 5000) for case in own_part(range(40))];"
+        "sys.exit(os.environ['SPACETIME_DEVICE_SHARD'] == '1/3')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(driver.REPOSITORY))
+    in_shards(Notes("stage"), [sys.executable, "-u", "-c", code], 3)
+    found = [read(line) for line in capfd.readouterr().out.splitlines()]
+    assert all(found), "no two of them are mixed up"
+    names = [finding.name for finding in found if finding is not None]
+    assert sorted(names) == sorted([*map(str, range(40)), "part 1 of 3"])
 
 
 def test_every_stage_names_a_function() -> None:
