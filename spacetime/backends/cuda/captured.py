@@ -49,14 +49,19 @@ class _Rows(RowMap):
 
 
 class _Recorded(CohortExecutable):
-    """The executable for a capture: the same program, whose last words stay at hand."""
+    """The executable for a capture: the same program, whose last words stay at hand.
+
+    The run before the capture has the same rows. So all that it brings to the device for them is there: a capture can
+    neither wait for a copy from the host nor lock memory of the host.
+    """
 
     def __init__(self, executable: CohortExecutable) -> None:
         vars(self).update(vars(executable))
         self.rows: _Rows | None = None
 
     def _row_map(self, slots: tuple[int, ...], rows: tuple[int, ...]) -> RowMap:
-        self.rows = _Rows(slots, rows)
+        if self.rows is None or (self.rows.slots, self.rows.rows) != (slots, rows):
+            self.rows = _Rows(slots, rows)
         return self.rows
 
 
@@ -199,10 +204,10 @@ def _make(gpu: Gpu, grant: Grant, executable: CohortExecutable, recipe: Recipe) 
     """Once eagerly, for libraries to make what they need and as the reference; then the capture; then a replay."""
     stream, lane = gpu.stream(grant.stream), recipe.lane
     stacks = addresses(executable)
+    outcomes, watched = list[Outcome](), _Recorded(executable)
     with gpu.under(stream), torch.no_grad():
         calls = [Call((), tuple(gpu.upload(pattern(shape)) for shape in shapes)) for shapes in recipe.shapes]
-        reference = leaves_of(checked(outcomes_of(executable, lane, calls)))
-    outcomes, watched = list[Outcome](), _Recorded(executable)
+        reference = leaves_of(checked(outcomes_of(watched, lane, calls)))
 
     def function() -> None:
         outcomes.extend(checked(outcomes_of(watched, lane, calls)))

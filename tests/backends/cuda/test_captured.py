@@ -115,6 +115,25 @@ def test_a_row_that_asks_for_what_does_not_exist_fails_its_request_alone_on_repl
     assert gpu.problems == []
 
 
+def test_what_a_lane_brings_to_the_device_for_its_rows_is_there_before_the_capture() -> None:
+    """A capture can neither wait for a copy from the host nor lock memory of the host."""
+    cohort, gpu = Cohort(), FakeGpu()
+    program, seen = cohort.executable._program, list[tuple[bool, int, bool]]()
+
+    def looking(row_map: RowMap, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        is_capture = "graph" in [what for what, _ in gpu.created]
+        seen.append((is_capture, id(row_map), row_map._words is not None and bool(row_map._indices)))
+        row_map.words(torch.device("cpu"))
+        row_map.entry_per_row(cohort.executable.cohort.layers[0])
+        return program.run(row_map, x)
+
+    cohort.executable._program = replace(program, run=looking)
+    recipe = Recipe.of(mix_of(cohort, *REQUESTS), [call(x) for _, x in REQUESTS])
+    capture(gpu, Grant(gpu.new_stream().cuda_stream, 1, 132), cohort.executable, recipe)
+    (before, first, _), (during, second, is_there) = seen
+    assert (before, during) == (False, True) and first == second and is_there
+
+
 def test_a_tenant_that_has_left_is_not_captured() -> None:
     cohort, gpu = Cohort(), FakeGpu()
     grant = Grant(gpu.new_stream().cuda_stream, 1, 132)
