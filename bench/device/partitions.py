@@ -100,6 +100,7 @@ def numerics(notes: Notes) -> None:
     contexts = open_partitions()
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False  # torch allows it
     x, w = torch.randn(37, 1000, device="cuda"), torch.randn(513, 1000, device="cuda")
     slab, rows = torch.randn(24, 256, 512, device="cuda"), torch.randn(24, 3, 512, device="cuda")
     image = torch.randn(3, 32, 28, 28, device="cuda")
