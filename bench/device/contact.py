@@ -227,6 +227,28 @@ def _capture(on: Contact) -> Figures:
     return {"num_bytes": num_bytes, "given_back": reserved - torch.cuda.memory_reserved()}
 
 
+def _replay_beside_capture(on: Contact) -> Figures:
+    """Lanes replay their graphs while another one is captured."""
+    x, y = (torch.zeros(8, device=on.gpu.torch_device) for _ in range(2))
+    on.under(lambda: x.add_(0))
+
+    def one() -> None:
+        x.add_(1)
+
+    first = on.gpu.capture(on.streams[0], one)
+
+    def function() -> None:
+        y.add_(1)
+        _in_thread(lambda: on.under(first.replay, 1))
+        y.add_(1)
+
+    second = on.gpu.capture(on.streams[0], function)
+    assert x[0].item() == 1 and y[0].item() == 0, "the replay ran, the capture did not"
+    on.under(second.replay, 1)
+    assert y[0].item() == 2
+    return {}
+
+
 def _failed_capture(on: Contact) -> Figures:
     """After a capture that fails, memory that `keep` was told of is given back, and random numbers can be drawn."""
     x = torch.ones(8, device=on.gpu.torch_device)
@@ -336,6 +358,7 @@ PROBES: dict[str, Callable[[Contact], Figures]] = {
     "libraries on a partition": _libraries,
     "a Triton kernel on a partition": _triton,
     "a capture beside a lane": _capture,
+    "a replay beside a capture": _replay_beside_capture,
     "a capture that fails": _failed_capture,
     "a capture that is disturbed": _disturbed_capture,
     "host times": _waits,

@@ -239,9 +239,10 @@ class _TorchGraph:
 def _random_numbers_apart(index: int) -> Iterator[None]:
     """The capture that begins inside does not hold the device's generator: it gets a copy of its state.
 
-    Before torch 2.12 a capture marks the generator's state, and whoever draws from it meanwhile on another stream fails
-    ("Offset increment outside graph capture"): a caller's torch.randn on the device, for one. A capture that fails
-    never takes the mark off. A function that draws random numbers cannot be captured this way; its lane stays eager.
+    Before torch 2.12 a capture marks the generator's state, and whoever uses it meanwhile on another stream fails
+    ("Offset increment outside graph capture"): a caller's torch.randn on the device, and the replay of every graph that
+    was captured with the same state. A capture that fails never takes the mark off. A function that draws random
+    numbers cannot be captured this way; its lane stays eager.
     """
     generator = torch.cuda.default_generators[index]
     own = generator.graphsafe_get_state()
