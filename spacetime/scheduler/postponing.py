@@ -18,6 +18,7 @@ from spacetime.scheduler.selection import Cohort
 
 LEAST_GAIN = 0.1  # of the time until the rows are done: for less it is not worth waiting
 MOST_ENDS = 8  # ends of running lanes that are looked at
+MORE_ATOMS = 1.25  # so many times those looked at last: for less there is hardly a faster lane
 LEAN = 0.05  # of a lane's duration: what it may cost to leave atoms to others
 
 
@@ -29,6 +30,34 @@ def short_at_us(
     for wait_us, atoms in _ends(snapshot, costs):
         free += atoms
         if deadlines.quickest_us(rows, free) <= most_us:
+            return wait_us
+    return 0.0
+
+
+def in_reach_at_us(deadlines: Deadlines, cohort: Cohort, num_free: int, snapshot: Snapshot, costs: CostModel) -> float:
+    """How long until there are atoms enough to meet a deadline that cannot be met on what is free; 0: they never are.
+
+    To start at once would be the worst for everybody: the request is late for certain, and keeps a few atoms for so
+    long that the next one finds as few. Nobody waits for a deadline that will be past.
+    """
+    num_atoms, now_us = snapshot.device.num_atoms, snapshot.now_us
+    slacks_us: dict[int, int] = {}  # by rows, of the request that may wait longest
+    for chunk in cohort.chunks:
+        for view in chunk[3]:
+            if view.deadline_us is not None:
+                slacks_us[view.rows] = max(slacks_us.get(view.rows, 0), view.deadline_us - now_us)
+    latest_us = max([us - deadlines.quickest_us(rows, num_atoms) for rows, us in slacks_us.items()], default=0.0)
+    if latest_us <= 0:
+        return 0.0
+    free = looked_at = num_free
+    for wait_us, atoms in _ends(snapshot, costs):
+        if wait_us > latest_us:
+            break
+        free = min(num_atoms, free + atoms)
+        if free < min(num_atoms, looked_at * MORE_ATOMS):
+            continue
+        looked_at = free
+        if any([deadlines.quickest_us(rows, free) <= us - wait_us for rows, us in slacks_us.items()]):
             return wait_us
     return 0.0
 

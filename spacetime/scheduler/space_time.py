@@ -6,12 +6,15 @@ everybody had a turn, what still waits has another, and what is left widens the 
 cohort is held back for a moment when its peers are likely to join (peers.py). Lanes of unlike cohorts that start
 together become one where there is a merged execution, and it pays (merged_drafts.py).
 
+Whoever would be late on what is free, and not on what is free soon, waits for that (postponing.py).
+
 Nobody keeps the device from others for long. A lane of several requests ends within LANE_SHARE of the tightest
 objective of all others; or within LONG_SHARE, where shorter lanes keep the device for so much longer in all that
-nobody gains by them. Who asks for more than the device has (reserve.py) keeps to that with single requests too: it
-waits until there are atoms enough for it, instead of sitting on a few for long. In `space_time_reserved` it is also
-kept from taking the whole device, the others wait for more atoms where that is sooner, and lanes leave what they gain
-nothing from (postponing.py).
+nobody gains by them. Who asks
+for more than the device has (reserve.py) keeps to the bound with single requests too: it waits until there are atoms
+enough for it, instead of sitting on a few for long. In `space_time_reserved` it is also kept from taking the whole
+device, the others wait for more atoms where that is sooner, and lanes leave what they gain nothing from
+(postponing.py).
 
 In `space_time` a lane keeps its atoms from its start to its end, so it is the lane's size that is chosen (lanes.py).
 `space_time_floating` has the device place every kernel, shared with other kernels if it must be; where the device
@@ -31,7 +34,7 @@ from spacetime.scheduler.lanes import floating_lane, lanes_of, mean_atoms
 from spacetime.scheduler.load import load_beside, price
 from spacetime.scheduler.merged_drafts import join
 from spacetime.scheduler.peers import HOLD_GAP_US, hold_until_us
-from spacetime.scheduler.postponing import better_at_us, lean, short_at_us
+from spacetime.scheduler.postponing import better_at_us, in_reach_at_us, lean, short_at_us
 from spacetime.scheduler.protocols import CostModel
 from spacetime.scheduler.registry import policy
 from spacetime.scheduler.reserve import NOBODY, Share, parts, together
@@ -141,7 +144,8 @@ class _Step:
             if arrangement.lane_us > gap_us:
                 continue
             if cohort.has_deadlines and gap_us == inf:
-                arrangement, wait_us = self._postpone(cohort, arrangement, num_claims)
+                is_out_of_reach = slack_us == inf and not is_in_time
+                arrangement, wait_us = self._postpone(cohort, arrangement, num_claims, is_out_of_reach)
                 if wait_us:
                     gap_us = wait_us
                     self._wake_at(now_us + int(wait_us) + HOLD_GAP_US)
@@ -158,10 +162,20 @@ class _Step:
                 turns.append(cohort)
         return num_held > 0
 
-    def _postpone(self, cohort: Cohort, arrangement: Arrangement, num_claims: int) -> tuple[Arrangement, float]:
-        """How to start the chunks after all, and how long to leave what is free alone first; 0: not at all."""
+    def _postpone(
+        self, cohort: Cohort, arrangement: Arrangement, num_claims: int, is_out_of_reach: bool
+    ) -> tuple[Arrangement, float]:
+        """How to start the chunks after all, and how long to leave what is free alone first; 0: not at all.
+
+        `is_out_of_reach`: on what is free no deadline of theirs can be met.
+        """
         snapshot, costs, floods = self.snapshot, self.costs, self.part.floods
         is_flood = bool(floods) and any([chunk[2].name in floods for chunk in cohort.chunks])
+        if is_out_of_reach and snapshot.running and not is_flood:
+            deadlines = Deadlines(cohort, snapshot.device, snapshot.now_us, costs)
+            wait_us = in_reach_at_us(deadlines, cohort, self.num_free, snapshot, costs)
+            if wait_us:
+                return arrangement, wait_us
         if self.is_reserved:
             wait_us = 0.0
             if snapshot.running and not is_flood:

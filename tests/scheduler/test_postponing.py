@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,11 +13,15 @@ from spacetime.device import Device
 from spacetime.errors import OptionError
 from spacetime.plan import Lane, Plan, RequestView, Segment, Snapshot, TenantView
 from spacetime.scheduler.arrangements import choose
+from spacetime.scheduler.deadlines import Deadlines
 from spacetime.scheduler.peers import HOLD_GAP_US
-from spacetime.scheduler.postponing import LEAN, better_at_us, lean
+from spacetime.scheduler.postponing import LEAN, better_at_us, in_reach_at_us, lean
+from spacetime.scheduler.protocols import Policy
 from spacetime.scheduler.selection import cohorts_by_urgency
 from spacetime.scheduler.space_time import LANE_SHARE, space_time, space_time_reserved
+from spacetime.sim.simulate import simulate
 from spacetime.sim.studies import flood as study
+from spacetime.workload import poisson
 from tests.scheduler.harness import TableCosts, snapshot, tenant_view
 
 SIXTEEN = Device("sixteen atoms of eight", "null", num_units=132, units_per_atom=8)
@@ -98,6 +103,65 @@ def test_short_lanes_start_while_somebody_waits_for_more() -> None:
     for for_us, expected in ((600, {("small",): 1}), (950, {})):  # 400 us are left, or 50
         plan = space_time(seen(crowd, small, running=(("victim", "victims", 15, for_us),)), COSTS)
         assert atoms_of(plan) == expected
+
+
+# -- out of reach on what is free: both ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [space_time, space_time_reserved])
+def test_who_would_be_late_on_what_is_free_waits_for_the_atoms_that_it_needs(policy: Policy) -> None:
+    hasty = victim(deadline_us=NOW_US + 2000)  # on three atoms it takes 2,667 us
+    plan = policy(seen(hasty, running=(("small", "small", 13, 40),)), COSTS)
+    assert plan.lanes == () and plan.wake_at_us == NOW_US + 60 + HOLD_GAP_US
+
+
+def test_atoms_are_waited_for_until_there_are_enough_of_them() -> None:
+    """On five atoms it takes 1,600 us, on seven 1,143."""
+    running = (("small", "small", 2, 60), ("other", "small", 2, 50), ("third", "small", 9, 10))
+    for slack_us, expected_us in ((1700, 40), (1500, 50)):
+        plan = space_time(seen(victim(deadline_us=NOW_US + slack_us), running=running), COSTS)
+        assert plan.lanes == () and plan.wake_at_us == NOW_US + expected_us + HOLD_GAP_US
+
+
+def test_a_request_that_is_lost_waits_for_nothing() -> None:
+    running = (("small", "small", 13, 40),)
+    for slack_us in (900, 1050):  # the whole device takes 1,000; so much is left when the 13 atoms are free
+        plan = space_time(seen(victim(deadline_us=NOW_US + slack_us), running=running), COSTS)
+        assert atoms_of(plan) == {("victim",): 3}
+
+
+def test_short_lanes_start_while_a_deadline_waits_for_more() -> None:
+    hasty = victim(deadline_us=NOW_US + 2000)
+    small, slow = [victim(name, cohort=name, deadline_us=NOW_US + 2 * SLO_US) for name in ("small", "slow")]
+    running = (("running", "cohort", 13, 600),)  # 400 us are left
+    plan = space_time(seen(hasty, small, slow, running=running), COSTS)
+    assert atoms_of(plan).keys() == {("small",)}
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 9000)), min_size=1, max_size=3),
+    st.lists(st.integers(1, 9000), min_size=1, max_size=3),
+)
+def test_what_is_waited_for_is_within_reach_then(lanes: list[tuple[int, int]], slacks_us: list[int]) -> None:
+    running = tuple((f"r{i}", "cohort", atoms, for_us) for i, (atoms, for_us) in enumerate(lanes))
+    tenants = [victim(f"v{i}", deadline_us=NOW_US + slack_us) for i, slack_us in enumerate(slacks_us)]
+    given = seen(*tenants, running=running)
+    (cohort,) = cohorts_by_urgency(given, COSTS)
+    deadlines = Deadlines(cohort, SIXTEEN, NOW_US, COSTS)
+    free = given.free_atoms.bit_count()
+    wait_us = in_reach_at_us(deadlines, cohort, free, given, COSTS)
+    most_us = max(slacks_us) - deadlines.quickest_us(1, SIXTEEN.num_atoms)
+    assert wait_us == 0 or 0 < wait_us <= most_us, "beyond its deadline nobody waits"
+    if wait_us:
+        assert any(deadlines.quickest_us(1, SIXTEEN.num_atoms) <= slack_us - wait_us for slack_us in slacks_us)
+
+
+def test_lost_requests_do_not_take_the_others_with_them() -> None:
+    """Each took one of 60 atoms for up to 200 ms, so that the next one found one as well: half of them were late."""
+    models = ("resnet50", "bert", "mobilenet_v2", "gru", "resnet18", "mlp")
+    load = poisson([(f"t{i}", 83.0) for i in range(12)], 0.6, seed=1, models=models, slo_us=15_000)
+    report = simulate(load, "space_time", "mi50", oracle_costs=True)
+    assert report.violations < 0.35 * report.completed
 
 
 # -- everybody else: space_time_reserved -----------------------------------------------------------------
