@@ -10,7 +10,7 @@ Whoever would be late on what is free, and not on what is free soon, waits for t
 
 Nobody keeps the device from others for long. A lane of several requests ends within LANE_SHARE of the tightest
 objective of all others; or within LONG_SHARE, where shorter lanes keep the device for so much longer in all that
-nobody gains by them. Who asks
+nobody gains by them; LONG_SHARE of its own objective, where a single row is too long for the others already. Who asks
 for more than the device has (reserve.py) keeps to the bound with single requests too: it waits until there are atoms
 enough for it, instead of sitting on a few for long. In `space_time_reserved` it is also kept from taking the whole
 device, the others wait for more atoms where that is sooner, and lanes leave what they gain nothing from
@@ -271,7 +271,8 @@ class _Step:
         chunks, cut = deadlines.fit(draft.chunks, units, draft.fused, most_us)
         if not cut or self.part.floods or most_us == inf:
             return chunks, cut
-        more, less = deadlines.fit(draft.chunks, units, draft.fused, most_us * LONG_SHARE / LANE_SHARE)
+        long_us = max(most_us * LONG_SHARE / LANE_SHARE, self._own_us(draft, deadlines, units, most_us))
+        more, less = deadlines.fit(draft.chunks, units, draft.fused, long_us)
         device, load = self.snapshot.device, self._load_beside(draft)
         short, long = replace(draft, chunks=chunks), replace(draft, chunks=more)
         num_short, num_long = [sum([len(chunk[3]) for chunk in each.chunks]) for each in (short, long)]
@@ -282,6 +283,18 @@ class _Step:
         toll = price(load, 1 / part) * part
         apart_us = short_us * (num_long * (num_lanes + 1) / 2 + toll * num_lanes)
         return (more, less) if long_us * (num_long + toll) < apart_us else (chunks, cut)
+
+    def _own_us(self, draft: Draft, deadlines: Deadlines, units: int, most_us: float) -> float:
+        """How long a lane may take by its own objectives, where a single row takes too long for the others already.
+
+        Cut, it would keep them waiting all the same, and more lanes of its kind after it. 0: they are no measure. On
+        the whole device they are not, since everybody would wait for its end.
+        """
+        if draft.atoms == self.snapshot.device.num_atoms:
+            return 0.0
+        if deadlines.alone_us(draft.chunks[0][3][0].rows, units, draft.fused) <= most_us:
+            return 0.0
+        return LONG_SHARE * min([chunk[2].slo_us or 0 for chunk in draft.chunks])
 
     def _startable(self, chunks: list[Chunk]) -> list[Chunk]:
         """Without the parts of tenants that have as many lanes as they may: cutting lanes made more of them."""

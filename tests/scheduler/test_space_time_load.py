@@ -121,6 +121,19 @@ def test_the_load_decides_where_long_lanes_save_little() -> None:
     assert all(short <= long for short, long in pairwise(lengths))
 
 
+def test_what_is_too_long_by_itself_is_batched_as_its_own_objective_allows() -> None:
+    """One row takes 12 ms already, and the others have the other core."""
+    costs = fused(12_000, 7000)
+    for slo_us, device, most_us in (
+        (2 * SLO_US, TWO, LONG_SHARE * 2 * SLO_US),
+        (None, TWO, LONG_SHARE * SLO_US),
+        (2 * SLO_US, ONE, LONG_SHARE * SLO_US),
+    ):
+        given = snapshot(tenant_view("queue", *[1] * 8, slo_us=slo_us), device=device)
+        plan = space_time(replace(given, free_atoms=1, promised_us=SLO_US, load=0.9), costs)
+        assert rows(plan) == 1 + int((most_us - 12_000) / 7000)
+
+
 def test_a_flood_gets_no_long_lanes() -> None:
     flood = tenant_view("flood", *[1] * 64, arrivals_per_s=1e5)
     seen = replace(snapshot(flood, device=ONE), promised_us=SLO_US, load=0.98)
