@@ -120,7 +120,7 @@ def _expansion(node: fx.Node, table: Table, sizes: _Sizes) -> _Expansion:
                 steps, result = _traced(table[node.target], args, kwargs, sources, table)
             else:
                 steps, result = _called(_named(node), args, kwargs)
-    except RuntimeError as error:  # torch may know what to do about it when it has the whole graph
+    except Exception as error:  # torch may know what to do about it when it has the whole graph
         raise NotExpandable(f"{node.name}: {type(error).__name__}: {error}") from error
     expansion = _Expansion(_needed(steps, result), result, sources)
     _check(node, expansion, sizes)
