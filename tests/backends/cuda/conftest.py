@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from spacetime.capture import slab
+
 
 @pytest.fixture(autouse=True)
 def no_kernels_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -11,4 +13,4 @@ def no_kernels_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     for user in ("kernels", "backends.executables"):
         monkeypatch.setattr(f"spacetime.{user}.host", lambda: None)
     # The fake's memory is a CPU's, but stands for a device's, where parameters are views of their slab's storage.
-    monkeypatch.setattr("spacetime.capture.slab.by_itself", lambda view: view)
+    monkeypatch.setattr(slab, "by_itself", lambda view: view)
