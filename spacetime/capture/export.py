@@ -39,6 +39,8 @@ DECOMPOSED = frozenset(
     repeat_interleave""".split()
 )
 
+_log = logging.getLogger("spacetime")
+
 
 class Unfusible(Exception):
     """Why a module cannot share launches. Not an error: the module runs whole, in a lane of its own."""
@@ -76,7 +78,8 @@ def export(module: nn.Module, example: tuple[Any, ...]) -> Exported:
             program = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
             try:
                 expand(program.graph, _decompositions())
-            except NotExpandable:
+            except NotExpandable as why:
+                _log.debug("the whole graph is decomposed, which takes longer: %s", why)
                 program = program.run_decompositions(_decompositions())
     except Exception as error:
         raise Unfusible(_unknown_result(error, module) or _refusal(error)) from error

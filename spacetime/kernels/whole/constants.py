@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ALWAYS = ("__and__", "bitwise_and", "logical_and")
+CONJUNCTIONS = ("__and__", "bitwise_and", "logical_and")
 
 
 def is_known(value: Any) -> bool:

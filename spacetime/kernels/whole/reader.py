@@ -20,7 +20,7 @@ from spacetime.capture.families import op_name
 from spacetime.capture.fuse import FusedProgram, OperandRef, Ref, RowCount, Step
 from spacetime.capture.layer import Layer
 from spacetime.kernels.vector.emitter import FLOAT_BYTES
-from spacetime.kernels.whole.constants import ALWAYS, other_than_true, repeats, takes_all_in_order
+from spacetime.kernels.whole.constants import CONJUNCTIONS, other_than_true, repeats, takes_all_in_order
 from spacetime.kernels.whole.functions import FUNCTIONS
 from spacetime.kernels.whole.grouping import Draft, grouped
 from spacetime.kernels.whole.layout import Layout, NotWhole, memory, tensors_in, vectors_of
@@ -310,7 +310,7 @@ class _Reader(Layout):
         if name == "index" and takes_all_in_order(*args[:2]):
             x = args[0] if args[0].is_contiguous() else self.dense(args[0])
             return x.view(torch.broadcast_shapes(*[index.shape for index in args[1]]))
-        if name in ALWAYS and (flags := other_than_true(args)) is not None:
+        if name in CONJUNCTIONS and (flags := other_than_true(args)) is not None:
             return flags.expand(torch.broadcast_shapes(*[each.shape for each in args]))
         return None
 
